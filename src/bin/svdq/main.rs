@@ -1,0 +1,3 @@
+//! The `svdq` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The C API. Checks and conversions only: no logic lives here.

@@ -1,0 +1,3 @@
+//! The devices that implement [`crate::ops::Device`].
+
+pub mod cpu;

@@ -1,0 +1,1 @@
+//! Contexts and models: what a program holds.

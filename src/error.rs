@@ -1,0 +1,93 @@
+//! What can go wrong, each kind with the stable code that the C API returns.
+
+use std::path::PathBuf;
+
+/// The result of everything in this library that can fail.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a call failed. The text names the file, tensor, shape or value at fault.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An argument is out of range, null, or contradicts another.
+    #[error("{0}")]
+    InvalidArgument(String),
+    /// The caller's buffer is smaller than what has to be written to it.
+    #[error("{what} holds {got} bytes, {need} are needed")]
+    BufferTooSmall {
+        /// Which buffer.
+        what: &'static str,
+        /// Its size in bytes.
+        got: u64,
+        /// The size that would do.
+        need: u64,
+    },
+    /// The caller's progress function asked to stop.
+    #[error("cancelled")]
+    Cancelled,
+    /// The input is well-formed, but asks for something this build does not do.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The caller was built against an incompatible header.
+    #[error("{0}")]
+    VersionMismatch(String),
+    /// The operating system refused to read or write a file.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file or folder that has to exist does not.
+    #[error("{}: {what}", path.display())]
+    NotFound {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was looked for.
+        what: String,
+    },
+    /// A file is not what its format requires.
+    #[error("{}: {what}", path.display())]
+    BadFormat {
+        /// The file.
+        path: PathBuf,
+        /// The tensor, key or offset at fault, and what was expected.
+        what: String,
+    },
+    /// A file is sound, but belongs to a model of another kind or size.
+    #[error("{}: {what}", path.display())]
+    WrongModel {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        what: String,
+    },
+    /// Memory for an image or a model of this size is not to be had.
+    #[error("{bytes} bytes of memory are needed for {what}")]
+    OutOfHostMemory {
+        /// What the memory was for.
+        what: String,
+        /// How much was asked for.
+        bytes: u64,
+    },
+    /// A promise inside the library was broken: please report it.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl Error {
+    /// An [`Error::Io`] for `path`, or [`Error::NotFound`] when the system says that nothing is there.
+    pub(crate) fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        let path = path.into();
+        match source.kind() {
+            std::io::ErrorKind::NotFound => Error::NotFound { path, what: "no such file or folder".into() },
+            _ => Error::Io { path, source },
+        }
+    }
+
+    /// An [`Error::BadFormat`] for `path`.
+    pub(crate) fn format(path: impl Into<PathBuf>, what: impl Into<String>) -> Self {
+        Error::BadFormat { path: path.into(), what: what.into() }
+    }
+}

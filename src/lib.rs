@@ -1,0 +1,18 @@
+//! libsvdq: FLUX image generation from 4-bit SVDQuant checkpoints, in-process and without Python.
+//!
+//! C and C++ programs use `include/svdq.h`; Rust programs use [`engine`]. The layers, from the
+//! outside in: [`capi`] checks and converts, [`engine`] owns contexts and models, [`pipeline`] turns
+//! a prompt into pixels, [`models`] are the networks written once against [`ops`], and [`device`]
+//! implements those operations. [`weights`] reads checkpoints and [`quantize`] writes them.
+
+pub mod capi;
+pub mod device;
+pub mod engine;
+mod error;
+pub mod models;
+pub mod ops;
+pub mod pipeline;
+pub mod quantize;
+pub mod weights;
+
+pub use error::{Error, Result};

@@ -1,0 +1,1 @@
+//! CLIP's text encoder: the pooled embedding of a prompt.

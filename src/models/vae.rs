@@ -1,0 +1,1 @@
+//! AutoencoderKL: latents to pixels, and back.

@@ -1,0 +1,240 @@
+//! The operations that the models are made of, by formula: one trait, implemented by every device.
+//!
+//! The trait speaks in the fused steps of SVDQuant (ICLR 2025, arXiv 2411.05007) and not in tensor
+//! algebra, because its speed lies in what is fused. The networks in [`crate::models`] are written
+//! once against it and never ask which device they run on.
+//!
+//! Notation: a tensor is a row-major matrix `[rows, cols]`; a row is a token (text), a patch (image)
+//! or a pixel (VAE). `x[m,k]` is an activation, `W[n,k]` a weight, `y = x Wᵀ + b`.
+
+mod source;
+
+use std::ops::Range;
+
+use crate::Result;
+pub use source::{AwqSource, ConvSource, DenseSource, LinearSource, Storage, SvdqSource};
+
+/// How the input of a 4-bit linear is quantised at run time. Weights, low-rank branch and
+/// checkpoint are the same in all three.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// 4-bit codes in groups of 64 channels, scales `bf16(absmax/7)`: what the checkpoint was made for.
+    /// The shifted input of fc2 is unsigned: `bf16(absmax/15)`, codes 0..15.
+    W4A4,
+    /// 8-bit codes with one scale a token (`absmax/127`); fc2's shifted input unsigned (`absmax/255`)
+    /// in blocks of 256 channels. The weight's group scales are folded into int8 codes with one
+    /// scale a channel.
+    W4A8,
+    /// Activations are not quantised: they stay in the device's working precision.
+    W4A16,
+}
+
+/// A non-linearity at the end of a linear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `v`
+    None,
+    /// `v · sigmoid(v)`
+    Silu,
+    /// `0.5 v (1 + tanh(√(2/π) (v + 0.044715 v³)))`
+    GeluTanh,
+    /// `v · sigmoid(1.702 v)`
+    QuickGelu,
+}
+
+/// A slice of one row of a modulation table: `table[row, start .. start + channels]`.
+pub struct Chunk<'a, D: Device + ?Sized> {
+    /// `[steps, chunks · channels]`
+    pub table: &'a D::Tensor,
+    /// The denoising step.
+    pub row: usize,
+    /// The first column.
+    pub start: usize,
+}
+
+/// What is done to a row before it enters a linear.
+pub enum Norm<'a, D: Device + ?Sized> {
+    /// `x`
+    None,
+    /// `x · sigmoid(x)`
+    Silu,
+    /// `(x - mean) / sqrt(var + eps) · weight + bias`, the variance biased (over `cols`).
+    Layer {
+        /// `[1, cols]`
+        weight: &'a D::Tensor,
+        /// `[1, cols]`
+        bias: &'a D::Tensor,
+        /// Added to the variance.
+        eps: f32,
+    },
+    /// `x / sqrt(mean(x²) + eps) · weight`
+    Rms {
+        /// `[1, cols]`
+        weight: &'a D::Tensor,
+        /// Added to the mean square.
+        eps: f32,
+    },
+    /// `(x - mean) / sqrt(var + 1e-6) · scale + shift` (adaLN; `scale` already holds its `1 +`).
+    Modulate {
+        /// `1 + scale`
+        scale: Chunk<'a, D>,
+        /// `shift`
+        shift: Chunk<'a, D>,
+    },
+}
+
+/// Which keys a query sees, and what is added to their scores.
+pub enum Mask<'a, D: Device + ?Sized> {
+    /// All keys.
+    None,
+    /// Keys up to and including the query's own position (CLIP).
+    Causal,
+    /// All keys, plus `bias[head · S + query, key]` (T5's relative position bias, `[heads · S, S]`).
+    Bias(&'a D::Tensor),
+}
+
+/// Shape and scale of one [`Device::attention`].
+pub struct Attention<'a, D: Device + ?Sized> {
+    /// Number of heads; `qkv` has `3 · heads · head_dim` columns.
+    pub heads: usize,
+    /// Multiplies `q·k`; usually `1/sqrt(head_dim)`, and 1 in T5.
+    pub scale: f32,
+    /// Masking.
+    pub mask: Mask<'a, D>,
+}
+
+/// RMSNorm weights of the heads of q and k (`[1, head_dim]` each) and the rotary table of their rows.
+pub struct QkNormRope<'a, D: Device + ?Sized> {
+    /// Weight of q's norm.
+    pub q: &'a D::Tensor,
+    /// Weight of k's norm.
+    pub k: &'a D::Tensor,
+    /// `[tokens, head_dim]`: `cos, sin` of pair `p` of token `m` at columns `2p, 2p+1`.
+    pub rope: &'a D::Tensor,
+}
+
+/// A device: where tensors live, and the operations on them.
+///
+/// Every operation is deterministic: the same inputs give the same bits, whatever the number of
+/// threads. Operations on shapes that do not fit are a bug of the caller inside this library and
+/// may panic; shapes that come from files are checked where they are loaded.
+pub trait Device: Send + Sync + Sized {
+    /// An activation or a table of constants, `[rows, cols]`.
+    type Tensor: Send + Sync;
+    /// The weights of a linear, in whatever form the device wants them: dense, 4-bit with a
+    /// low-rank branch, or 4-bit without activation quantisation (AWQ).
+    type Linear: Send + Sync;
+    /// A row block made ready for one particular [`Self::Linear`].
+    type Input: Send;
+    /// The weights of a 2-D convolution.
+    type Conv: Send + Sync;
+
+    /// Rounds a host scalar to the precision in which the device computes, as diffusers does when it
+    /// casts timesteps to the model's dtype.
+    fn round(&self, value: f32) -> f32;
+
+    /// Puts the weights of a linear on the device.
+    fn load_linear(&self, source: &LinearSource<'_>) -> Result<Self::Linear>;
+    /// Puts the weights of a convolution on the device.
+    fn load_conv(&self, source: &ConvSource) -> Result<Self::Conv>;
+    /// Puts `data`, `[data.len() / cols, cols]`, on the device without loss.
+    fn upload(&self, data: &[f32], cols: usize) -> Result<Self::Tensor>;
+    /// A tensor whose contents are written by later operations.
+    fn empty(&self, rows: usize, cols: usize) -> Result<Self::Tensor>;
+    /// The contents of `x` in row-major order.
+    fn download(&self, x: &Self::Tensor) -> Result<Vec<f32>>;
+
+    /// Makes `rows` of `x` ready for `w`: `h = norm(x[rows])`, and for a 4-bit `w` also, in one pass,
+    /// ```text
+    /// lora[m,r] = Σ_k h[m,k] · A[r,k]
+    /// xq, xs    = quantise(h[m,k] / smooth[k])        per the device's Profile
+    /// ```
+    fn prepare(
+        &self,
+        x: &Self::Tensor,
+        rows: Range<usize>,
+        norm: Norm<'_, Self>,
+        w: &Self::Linear,
+    ) -> Result<Self::Input>;
+
+    /// `y = act(linear(x))`, where `linear` is, dense or AWQ, `Σ_k h[m,k] W[n,k] + b[n]`, and 4-bit
+    /// ```text
+    /// linear[m,n] = Σ_b (Σ_{k in block b} xq[m,k] · wq[n,k]) · xs[m,b] · ws[n,b] + Σ_r lora[m,r] · B[n,r] + b[n]
+    /// ```
+    /// with exact integer sums inside a block.
+    fn linear(&self, x: &Self::Input, w: &Self::Linear, act: Activation) -> Result<Self::Tensor>;
+
+    /// `y = act(linear(x)) ⊙ by` (T5's gated GELU).
+    fn linear_mul(
+        &self,
+        x: &Self::Input,
+        w: &Self::Linear,
+        act: Activation,
+        by: &Self::Tensor,
+    ) -> Result<Self::Tensor>;
+
+    /// `into[row + m, n] += gate[n] · linear(x)[m,n]`; no gate means 1.
+    fn linear_add(
+        &self,
+        x: &Self::Input,
+        w: &Self::Linear,
+        gate: Option<Chunk<'_, Self>>,
+        into: &mut Self::Tensor,
+        row: usize,
+    ) -> Result<()>;
+
+    /// Writes q, k and v into rows `row ..` of `into` (`[tokens, 3 · heads · head_dim]`). Each head `u` of
+    /// q and of k is normalised and then rotated in adjacent pairs:
+    /// ```text
+    /// u' = u / sqrt(mean(u²) + 1e-6) · weight
+    /// (u'0, u'1) -> (u'0 cos - u'1 sin, u'0 sin + u'1 cos)
+    /// ```
+    /// The rotary table is indexed by the row of `into`.
+    fn linear_qkv(
+        &self,
+        x: &Self::Input,
+        w: &Self::Linear,
+        norm: QkNormRope<'_, Self>,
+        into: &mut Self::Tensor,
+        row: usize,
+    ) -> Result<()>;
+
+    /// `prepare(gelu_tanh(linear(x)), next)`. For a 4-bit `next` the low-rank branch sees the GELU's
+    /// output `g`, and the quantiser sees `(g + 0.171875) / smooth`, which is never negative.
+    fn linear_gelu(&self, x: &Self::Input, w: &Self::Linear, next: &Self::Linear) -> Result<Self::Input>;
+
+    /// `norm(x)` as a tensor.
+    fn norm(&self, x: &Self::Tensor, norm: Norm<'_, Self>) -> Result<Self::Tensor>;
+
+    /// Softmax attention over all rows of `qkv` (q, k, v side by side, each heads × head_dim):
+    /// `out[m, head] = Σ_j softmax_j(scale · q[m]·k[j] + mask) · v[j]`.
+    fn attention(&self, qkv: &Self::Tensor, spec: Attention<'_, Self>) -> Result<Self::Tensor>;
+
+    /// GroupNorm over `[pixels, channels]`, then SiLU if `silu`:
+    /// `(x - mean_g) / sqrt(var_g + 1e-6) · weight + bias`, statistics over a group's channels and all pixels.
+    fn group_norm(
+        &self,
+        x: &Self::Tensor,
+        groups: usize,
+        weight: &Self::Tensor,
+        bias: &Self::Tensor,
+        silu: bool,
+    ) -> Result<Self::Tensor>;
+
+    /// 2-D convolution of `x`, an image of `size = [height, width]` with a pixel a row, plus `add` if given:
+    /// `y[p,n] = Σ_{tap,c} x[pixel(p, tap), c] · W[n, c, tap] + b[n] + add[p,n]`.
+    /// Geometry (stride, padding, nearest 2x upsampling before the taps) is part of the weights.
+    fn conv(
+        &self,
+        x: &Self::Tensor,
+        size: [usize; 2],
+        w: &Self::Conv,
+        add: Option<&Self::Tensor>,
+    ) -> Result<Self::Tensor>;
+
+    /// `latents += dt · velocity`
+    fn euler_step(&self, latents: &mut Self::Tensor, velocity: &Self::Tensor, dt: f32) -> Result<()>;
+
+    /// `round(255 · clamp(x/2 + 1/2, 0, 1))`, half to even, of a `[pixels, 3]` tensor: 8-bit RGB.
+    fn to_rgb8(&self, x: &Self::Tensor) -> Result<Vec<u8>>;
+}

@@ -1,0 +1,108 @@
+//! Weights as a checkpoint holds them, on their way to a device.
+
+/// How precisely the checkpoint stores a dense weight: what a device may keep without loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// Every value is exact in bfloat16.
+    Bf16,
+    /// Anything else (float16, float32).
+    F32,
+}
+
+/// The weights of one linear.
+pub enum LinearSource<'a> {
+    /// Plain matrix.
+    Dense(DenseSource),
+    /// SVDQuant: 4-bit weights and activations, with a low-rank branch.
+    Svdq(SvdqSource<'a>),
+    /// AWQ layout: 4-bit weights, activations not quantised (modulation layers).
+    Awq(AwqSource<'a>),
+}
+
+impl LinearSource<'_> {
+    /// `[N, K]`: output and input features.
+    pub fn shape(&self) -> [usize; 2] {
+        match self {
+            LinearSource::Dense(d) => [d.n, d.k],
+            LinearSource::Svdq(s) => [s.n, s.k],
+            LinearSource::Awq(a) => [a.n, a.k],
+        }
+    }
+}
+
+/// A dense linear.
+pub struct DenseSource {
+    /// Output features.
+    pub n: usize,
+    /// Input features.
+    pub k: usize,
+    /// `[n, k]`, row-major.
+    pub weight: Vec<f32>,
+    /// `[n]`, or empty for none.
+    pub bias: Vec<f32>,
+    /// Precision of `weight`.
+    pub storage: Storage,
+}
+
+/// An SVDQuant INT4 linear in Nunchaku's packing; [`crate::weights::pack`] has the index formulas.
+/// All slices are little-endian bytes of exactly the size that `n`, `k` and `rank` imply.
+pub struct SvdqSource<'a> {
+    /// Output features, a multiple of 128.
+    pub n: usize,
+    /// Input features, a multiple of 64.
+    pub k: usize,
+    /// Rank of the low-rank branch, a multiple of 16; 0 for none.
+    pub rank: usize,
+    /// The input is fc2's: shifted, so that it is never negative, and quantised unsigned.
+    pub unsigned: bool,
+    /// 4-bit codes, n·k/2 bytes.
+    pub qweight: &'a [u8],
+    /// bf16 group scales, k/64 · n of them.
+    pub wscales: &'a [u8],
+    /// bf16, n.
+    pub bias: &'a [u8],
+    /// bf16, k.
+    pub smooth: &'a [u8],
+    /// bf16, k · rank.
+    pub lora_down: &'a [u8],
+    /// bf16, n · rank.
+    pub lora_up: &'a [u8],
+}
+
+/// A W4A16 linear in Nunchaku's AWQ packing, group size 64. Stored row `d·chunks + s` is
+/// channel `d` of modulation chunk `s`, with the `1 +` of scale chunks already in the bias. A device gives the output
+/// chunk by chunk: column `s · n/chunks + d`.
+pub struct AwqSource<'a> {
+    /// Output features, a multiple of 4 · chunks.
+    pub n: usize,
+    /// Input features, a multiple of 64.
+    pub k: usize,
+    /// Number of interleaved chunks.
+    pub chunks: usize,
+    /// 4-bit codes, n·k/2 bytes.
+    pub qweight: &'a [u8],
+    /// bf16 `[k/64, n]`.
+    pub wscales: &'a [u8],
+    /// bf16 `[k/64, n]`: `w = code · scale + zero`.
+    pub wzeros: &'a [u8],
+    /// bf16 `[n]`.
+    pub bias: &'a [u8],
+}
+
+/// A 2-D convolution.
+pub struct ConvSource {
+    /// Output channels.
+    pub n: usize,
+    /// Input channels.
+    pub c: usize,
+    /// Kernel height and width: 1 or 3.
+    pub kernel: usize,
+    /// 1, or 2 with one row and column of zeros after the image (diffusers' `Downsample2D`).
+    pub stride: usize,
+    /// The input is doubled in both directions by nearest neighbour first.
+    pub upsample: bool,
+    /// `[n, c, kernel, kernel]`.
+    pub weight: Vec<f32>,
+    /// `[n]`.
+    pub bias: Vec<f32>,
+}

@@ -1,0 +1,5 @@
+//! From a prompt to pixels: tokens, noise, sigmas and the FLUX recipe.
+
+pub mod noise;
+pub mod sampler;
+pub mod tokenizer;

@@ -1,0 +1,1 @@
+//! FlowMatchEuler, as diffusers has it.

@@ -1,0 +1,1 @@
+//! Prompts to token ids, by the tokenizer.json files of CLIP and T5.

@@ -1,0 +1,1 @@
+//! 16-bit transformers to 4-bit SVDQuant checkpoints.

@@ -1,0 +1,3 @@
+//! Checkpoints: safetensors files and folders, their configs, and Nunchaku's packing.
+
+pub mod pack;

@@ -1,0 +1,1 @@
+//! Nunchaku's byte layouts, by index formula.
