@@ -139,8 +139,8 @@ pub trait Device: Send + Sync + Sized {
     fn load_conv(&self, source: &ConvSource) -> Result<Self::Conv>;
     /// Puts `data`, `[data.len() / cols, cols]`, on the device without loss.
     fn upload(&self, data: &[f32], cols: usize) -> Result<Self::Tensor>;
-    /// A tensor whose contents are written by later operations.
-    fn empty(&self, rows: usize, cols: usize) -> Result<Self::Tensor>;
+    /// A tensor of zeros.
+    fn zeros(&self, rows: usize, cols: usize) -> Result<Self::Tensor>;
     /// The contents of `x` in row-major order.
     fn download(&self, x: &Self::Tensor) -> Result<Vec<f32>>;
 
