@@ -1,3 +1,13 @@
 //! Checkpoints: safetensors files and folders, their configs, and Nunchaku's packing.
 
+mod checkpoint;
+mod header;
+mod json;
+mod locate;
 pub mod pack;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use checkpoint::{Checkpoint, Tensor};
+pub use json::{parse_json, read_json};
+pub use safetensors::Dtype;
