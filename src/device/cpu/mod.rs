@@ -1,1 +1,8 @@
-//! The CPU device: the specification of every operation, and a SIMD path beside it.
+//! The CPU device.
+
+mod plain;
+
+pub use plain::{Conv, Cpu, Input, Linear, Tensor};
+
+#[cfg(test)]
+mod tests;
