@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use half::bf16;
 
+use crate::Result;
 use crate::ops::{
     Activation, Attention, Chunk, ConvSource, Device, LinearSource, Mask, Norm, Profile, QkNormRope,
 };
 use crate::weights::pack;
-use crate::{Error, Result};
 
 /// Added to the input of fc2, so that a GELU's output is never negative.
 const SHIFT: f32 = 0.171875;
@@ -347,11 +347,8 @@ impl Device for Cpu {
         Ok(Tensor { data: data.to_vec(), cols })
     }
 
-    fn empty(&self, rows: usize, cols: usize) -> Result<Tensor> {
-        match rows.checked_mul(cols) {
-            Some(_) => Ok(Tensor::zeros(rows, cols)),
-            None => Err(Error::OutOfHostMemory { what: "a tensor".into(), bytes: u64::MAX }),
-        }
+    fn zeros(&self, rows: usize, cols: usize) -> Result<Tensor> {
+        Ok(Tensor::zeros(rows, cols))
     }
 
     fn download(&self, x: &Tensor) -> Result<Vec<f32>> {
