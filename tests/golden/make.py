@@ -13,7 +13,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 import transformers
 
+import make_networks
 import make_noise
+import make_pipeline
 import make_sampler
 import make_tokens
 
@@ -21,6 +23,8 @@ PARTS = {
     "tokens": make_tokens.make,
     "noise": make_noise.make,
     "sampler": make_sampler.make,
+    "networks": make_networks.make,
+    "pipeline": make_pipeline.make,
 }
 
 
