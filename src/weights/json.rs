@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
 
-/// Larger than any config or shard index (FLUX.1's largest is 0.1 MB).
+/// Larger than any config, shard index or tokenizer (FLUX.1's largest is a tokenizer of 2.4 MB).
 const LIMIT: u64 = 16 << 20;
 
 /// Reads a JSON file.
@@ -15,14 +15,21 @@ const LIMIT: u64 = 16 << 20;
 /// # Errors
 /// The file is missing, is not a file, is larger than 16 MB, or is not JSON of the form that `T` wants.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    parse_json(path, "", &read_text(path)?)
+}
+
+/// Reads a text file.
+///
+/// # Errors
+/// The file is missing, is not a file, is larger than 16 MB, or is not UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
     let mut text = Vec::new();
     let file = open_regular(path)?;
     file.take(LIMIT + 1).read_to_end(&mut text).map_err(|e| Error::io(path, e))?;
     if text.len() as u64 > LIMIT {
-        return Err(Error::format(path, format!("larger than {LIMIT} bytes, which no config is")));
+        return Err(Error::format(path, format!("larger than {LIMIT} bytes, which no such file is")));
     }
-    let text = String::from_utf8(text).map_err(|e| Error::format(path, format!("not UTF-8: {e}")))?;
-    parse_json(path, "", &text)
+    String::from_utf8(text).map_err(|e| Error::format(path, format!("not UTF-8: {e}")))
 }
 
 /// Reads JSON that is a part of `path`, named `part` (empty for the whole file).

@@ -9,5 +9,5 @@ pub mod pack;
 pub(crate) mod testing;
 
 pub use checkpoint::{Checkpoint, Tensor};
-pub use json::{parse_json, read_json};
+pub use json::{parse_json, read_json, read_text};
 pub use safetensors::Dtype;
