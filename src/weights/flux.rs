@@ -1,0 +1,212 @@
+//! The weights of a FLUX.1 transformer by layer, whether they lie in a diffusers folder or in a 4-bit file.
+
+mod config;
+mod dense;
+mod inventory;
+mod svdq;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+use super::{Checkpoint, Dtype};
+use crate::ops::LinearSource;
+use crate::{Error, Result};
+pub use config::FluxConfig;
+pub use inventory::inventory;
+
+/// The two streams of a double block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Image patches.
+    Image,
+    /// Text tokens.
+    Text,
+}
+
+/// The linears of a block. With `D` hidden channels and `M` in the MLP:
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// `[6D, D]` in double blocks: shift, scale, gate of attention, then of the MLP; `[3D, D]` in single blocks: shift,
+    /// scale, gate. The bias of scale chunks holds `1 +`.
+    Modulation,
+    /// `[3D, D]`: q, k, v.
+    Qkv,
+    /// `[D, D]`: of the attention's output. In single blocks it has no bias of its own.
+    Out,
+    /// `[M, D]`
+    Fc1,
+    /// `[D, M]`
+    Fc2,
+}
+
+impl Part {
+    /// All five.
+    pub const ALL: [Part; 5] = [Part::Modulation, Part::Qkv, Part::Out, Part::Fc1, Part::Fc2];
+
+    /// `[N, K]`, given the number of modulation chunks.
+    fn shape(self, hidden: usize, mlp: usize, chunks: usize) -> [usize; 2] {
+        match self {
+            Part::Modulation => [chunks * hidden, hidden],
+            Part::Qkv => [3 * hidden, hidden],
+            Part::Out => [hidden, hidden],
+            Part::Fc1 => [mlp, hidden],
+            Part::Fc2 => [hidden, mlp],
+        }
+    }
+}
+
+/// Modulation chunks of a double block.
+const DOUBLE_CHUNKS: usize = 6;
+/// Modulation chunks of a single block.
+const SINGLE_CHUNKS: usize = 3;
+
+/// More than any MLP is wide.
+const MAX_MLP: usize = 1 << 20;
+
+/// An opened transformer. Every accessor checks names, types and shapes of what it gives.
+pub struct FluxWeights {
+    checkpoint: Checkpoint,
+    config: FluxConfig,
+    /// Largest rank of the low-rank branches; `None` for dense weights.
+    rank: Option<usize>,
+}
+
+impl FluxWeights {
+    /// Opens a Nunchaku INT4 file (or its older folder of two files), or a diffusers transformer: a folder with `config.json`.
+    /// A file says its config in its metadata, in a `config.json` beside it, or by its tensors.
+    ///
+    /// # Errors
+    /// Beside those of [`Checkpoint::open`]: a checkpoint of another model, a config that contradicts the tensors,
+    /// a precision other than dense and INT4.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::from_checkpoint(Checkpoint::open(path)?)
+    }
+
+    /// As [`FluxWeights::open`], with a checkpoint that is open already.
+    ///
+    /// # Errors
+    /// As [`FluxWeights::open`].
+    pub fn from_checkpoint(checkpoint: Checkpoint) -> Result<Self> {
+        check_family(&checkpoint)?;
+        let rank = svdq::check_precision(&checkpoint)?;
+        let config = FluxConfig::of(&checkpoint)?;
+        Ok(FluxWeights { checkpoint, config, rank })
+    }
+
+    /// Sizes of the network.
+    pub fn config(&self) -> &FluxConfig {
+        &self.config
+    }
+
+    /// The largest rank of the low-rank branches of a 4-bit checkpoint; `None` if the weights are dense.
+    pub fn rank(&self) -> Option<usize> {
+        self.rank
+    }
+
+    /// The tensors by name.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// A linear of a double block.
+    ///
+    /// # Errors
+    /// A tensor of it is missing, or of another type or shape; there is no such block.
+    pub fn double(&self, block: usize, stream: Stream, part: Part) -> Result<LinearSource<'_>> {
+        let prefix = format!("transformer_blocks.{block}.");
+        match self.rank {
+            None => dense::double(self, &prefix, stream, part).map(LinearSource::Dense),
+            Some(_) => svdq::double(self, &prefix, stream, part),
+        }
+    }
+
+    /// A linear of a single block. [`Part::Out`] and [`Part::Fc2`] are the left and the right columns of diffusers' `proj_out`.
+    ///
+    /// # Errors
+    /// As [`FluxWeights::double`].
+    pub fn single(&self, block: usize, part: Part) -> Result<LinearSource<'_>> {
+        let prefix = format!("single_transformer_blocks.{block}.");
+        match self.rank {
+            None => dense::single(self, &prefix, part).map(LinearSource::Dense),
+            Some(_) => svdq::single(self, &prefix, part),
+        }
+    }
+
+    /// RMSNorm weights of the heads of q and k, `[head_dim]` each.
+    ///
+    /// # Errors
+    /// As [`FluxWeights::double`].
+    pub fn double_norms(&self, block: usize, stream: Stream) -> Result<[Vec<f32>; 2]> {
+        let names = match stream {
+            Stream::Image => ["norm_q", "norm_k"],
+            Stream::Text => ["norm_added_q", "norm_added_k"],
+        };
+        self.norms(&format!("transformer_blocks.{block}."), names)
+    }
+
+    /// RMSNorm weights of the heads of q and k, `[head_dim]` each.
+    ///
+    /// # Errors
+    /// As [`FluxWeights::double`].
+    pub fn single_norms(&self, block: usize) -> Result<[Vec<f32>; 2]> {
+        self.norms(&format!("single_transformer_blocks.{block}."), ["norm_q", "norm_k"])
+    }
+
+    fn norms(&self, prefix: &str, [q, k]: [&str; 2]) -> Result<[Vec<f32>; 2]> {
+        let attn = if self.rank.is_some() { "" } else { "attn." };
+        let read = |name| {
+            self.checkpoint.f32(&format!("{prefix}{attn}{name}.weight"), &[self.config.attention_head_dim])
+        };
+        Ok([read(q)?, read(k)?])
+    }
+
+    /// A linear outside of the blocks, by its diffusers name without `.weight`; it has a bias.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::dense`].
+    pub fn plain(&self, name: &str, n: usize, k: usize) -> Result<LinearSource<'_>> {
+        self.checkpoint.dense(name, n, k, true).map(LinearSource::Dense)
+    }
+
+    /// The modulation of the last norm, `[2D, D]`: scale (its bias holds `1 +`), then shift.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::dense`].
+    pub fn norm_out(&self) -> Result<LinearSource<'_>> {
+        let hidden = self.config.hidden();
+        let mut linear = self.checkpoint.dense("norm_out.linear", 2 * hidden, hidden, true)?;
+        linear.bias[..hidden].iter_mut().for_each(|b| *b += 1.0);
+        Ok(LinearSource::Dense(linear))
+    }
+
+    /// Rows of `name`, the first linear of an MLP: its width is in no config.
+    fn rows(&self, name: &str) -> Result<usize> {
+        let tensor = self.checkpoint.get(name).ok_or_else(|| self.checkpoint.missing(name))?;
+        match *tensor.shape {
+            [n, _] if (1..=MAX_MLP).contains(&n) => Ok(n),
+            ref other => {
+                let what = format!("has shape {other:?}, a matrix of 1 to {MAX_MLP} rows is expected");
+                Err(self.checkpoint.bad(name, what))
+            }
+        }
+    }
+}
+
+fn check_family(checkpoint: &Checkpoint) -> Result<()> {
+    let any = |prefix| checkpoint.names().any(|name| name.starts_with(prefix));
+    if any("transformer_blocks.") && any("single_transformer_blocks.") {
+        return Ok(());
+    }
+    let path = checkpoint.path().to_owned();
+    if any("double_blocks.") || any("model.diffusion_model.double_blocks.") {
+        let what =
+            "FLUX in its original names (double_blocks) cannot be read: convert it to diffusers' layout";
+        return Err(Error::Unsupported(format!("{}: {what}", path.display())));
+    }
+    let found = checkpoint.names().next().map_or("no tensors".into(), |name| format!("`{name}` ..."));
+    let what = format!(
+        "no FLUX transformer: `transformer_blocks.*` and `single_transformer_blocks.*` are expected, found {found}"
+    );
+    Err(Error::WrongModel { path, what })
+}
