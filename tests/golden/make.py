@@ -16,6 +16,7 @@ import transformers
 import make_networks
 import make_noise
 import make_pipeline
+import make_quant
 import make_sampler
 import make_tokens
 
@@ -25,6 +26,7 @@ PARTS = {
     "sampler": make_sampler.make,
     "networks": make_networks.make,
     "pipeline": make_pipeline.make,
+    "quant": make_quant.make,
 }
 
 

@@ -15,6 +15,7 @@ from common import HERE, save
 
 # Entries of every transformers config that say nothing about these networks.
 UNUSED = {
+    "_name_or_path",
     "chunk_size_feed_forward",
     "id2label",
     "label2id",
