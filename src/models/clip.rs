@@ -1,1 +1,346 @@
 //! CLIP's text encoder: the pooled embedding of a prompt.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::embedding::{Embedding, fuse_rows};
+use crate::ops::{Activation, Attention, Device, LinearSource, Mask, Norm};
+use crate::weights::{Checkpoint, read_json};
+use crate::{Error, Result};
+
+/// The keys of config.json that the network depends on.
+#[derive(Deserialize)]
+struct Config {
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_attention_heads: usize,
+    num_hidden_layers: usize,
+    max_position_embeddings: usize,
+    hidden_act: String,
+    layer_norm_eps: f32,
+    eos_token_id: u32,
+}
+
+impl Config {
+    /// The activation, if the sizes are possible.
+    fn check(&self, path: &Path) -> Result<Activation> {
+        let (hidden, heads) = (self.hidden_size, self.num_attention_heads);
+        if hidden == 0 || heads == 0 || hidden % heads != 0 {
+            let what = format!("hidden_size {hidden} is not a multiple of num_attention_heads {heads}");
+            return Err(Error::format(path, what));
+        }
+        if self.intermediate_size == 0 {
+            return Err(Error::format(path, "intermediate_size is 0"));
+        }
+        match self.hidden_act.as_str() {
+            "quick_gelu" => Ok(Activation::QuickGelu),
+            "gelu_new" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+            other => Err(Error::Unsupported(format!("{}: hidden_act {other:?}", path.display()))),
+        }
+    }
+}
+
+/// transformers pools at the largest id when the config names this end token, as the configs of
+/// OpenAI's own checkpoints wrongly do.
+const LEGACY_EOS: u32 = 2;
+
+/// CLIPTextModel: pre-norm transformer blocks with a causal mask.
+pub struct Clip<D: Device> {
+    tokens: Embedding,
+    /// `[max_position_embeddings, hidden]`
+    positions: Vec<f32>,
+    layers: Vec<Layer<D>>,
+    final_norm: LayerNorm<D>,
+    heads: usize,
+    eos: u32,
+}
+
+struct Layer<D: Device> {
+    norm1: LayerNorm<D>,
+    qkv: D::Linear,
+    out: D::Linear,
+    norm2: LayerNorm<D>,
+    fc1: D::Linear,
+    act: Activation,
+    fc2: D::Linear,
+}
+
+struct LayerNorm<D: Device> {
+    weight: D::Tensor,
+    bias: D::Tensor,
+    eps: f32,
+}
+
+/// What the encoder makes of a prompt.
+pub struct ClipOutput<D: Device> {
+    /// `[1, hidden]`: the last hidden state at the end token, transformers' `pooler_output`.
+    pub pooled: D::Tensor,
+    /// `[tokens, hidden]`: after the final norm, transformers' `last_hidden_state`.
+    pub last_hidden: D::Tensor,
+}
+
+impl<D: Device> Clip<D> {
+    /// Reads a folder of `config.json` and safetensors, with or without FLUX.1's `text_model.`
+    /// before the names of the tensors.
+    pub fn load(dev: &D, folder: &Path) -> Result<Self> {
+        let path = folder.join("config.json");
+        let config: Config = read_json(&path)?;
+        let act = config.check(&path)?;
+        let (hidden, heads) = (config.hidden_size, config.num_attention_heads);
+
+        let weights = Checkpoint::open(folder)?;
+        let prefixed = weights.get("text_model.final_layer_norm.weight").is_some();
+        let names = Names { weights: &weights, prefix: if prefixed { "text_model." } else { "" } };
+        let tokens = names.name("embeddings.token_embedding.weight");
+        let positions = names.name("embeddings.position_embedding.weight");
+        Ok(Clip {
+            tokens: Embedding::load(&weights, &tokens, config.vocab_size, hidden)?,
+            positions: weights.f32(&positions, &[config.max_position_embeddings, hidden])?,
+            layers: (0..config.num_hidden_layers)
+                .map(|i| names.layer(dev, i, &config, act))
+                .collect::<Result<_>>()?,
+            final_norm: names.norm(dev, "final_layer_norm", &config)?,
+            heads,
+            eos: config.eos_token_id,
+        })
+    }
+
+    /// The width of the embedding.
+    pub fn hidden(&self) -> usize {
+        self.tokens.cols()
+    }
+
+    /// Encodes the ids of one prompt. Ids beyond the vocabulary, more ids than positions and the
+    /// absence of an end token are [`Error::InvalidArgument`].
+    pub fn encode(&self, dev: &D, ids: &[u32]) -> Result<ClipOutput<D>> {
+        let hidden = self.hidden();
+        let end = self.end_position(ids)?;
+        let mut x = self.tokens.gather(ids)?;
+        let positions = self.positions.len() / hidden;
+        if ids.len() > positions {
+            return Err(Error::InvalidArgument(format!(
+                "{} tokens, CLIP has {positions} positions",
+                ids.len()
+            )));
+        }
+        for (x, p) in x.iter_mut().zip(&self.positions) {
+            *x += p;
+        }
+
+        let mut x = dev.upload(&x, hidden)?;
+        for layer in &self.layers {
+            layer.run(dev, &mut x, ids.len(), self.heads, hidden / self.heads)?;
+        }
+        let last_hidden = dev.norm(&x, self.final_norm.norm())?;
+        let row = dev.download(&last_hidden)?[end * hidden..][..hidden].to_vec();
+        Ok(ClipOutput { pooled: dev.upload(&row, hidden)?, last_hidden })
+    }
+
+    /// The token whose hidden state stands for the prompt.
+    fn end_position(&self, ids: &[u32]) -> Result<usize> {
+        let end = if self.eos == LEGACY_EOS {
+            ids.iter().max().and_then(|max| ids.iter().position(|id| id == max))
+        } else {
+            ids.iter().position(|&id| id == self.eos)
+        };
+        end.ok_or_else(|| Error::InvalidArgument(format!("no end token {} among the token ids", self.eos)))
+    }
+}
+
+impl<D: Device> Layer<D> {
+    /// `x += attention(norm1(x))`, `x += mlp(norm2(x))`
+    fn run(&self, dev: &D, x: &mut D::Tensor, rows: usize, heads: usize, head_dim: usize) -> Result<()> {
+        let input = dev.prepare(x, 0..rows, self.norm1.norm(), &self.qkv)?;
+        let qkv = dev.linear(&input, &self.qkv, Activation::None)?;
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let seen = dev.attention(&qkv, Attention { heads, scale, mask: Mask::Causal })?;
+        let input = dev.prepare(&seen, 0..rows, Norm::None, &self.out)?;
+        dev.linear_add(&input, &self.out, None, x, 0)?;
+
+        let input = dev.prepare(x, 0..rows, self.norm2.norm(), &self.fc1)?;
+        let wide = dev.linear(&input, &self.fc1, self.act)?;
+        let input = dev.prepare(&wide, 0..rows, Norm::None, &self.fc2)?;
+        dev.linear_add(&input, &self.fc2, None, x, 0)
+    }
+}
+
+impl<D: Device> LayerNorm<D> {
+    fn norm(&self) -> Norm<'_, D> {
+        Norm::Layer { weight: &self.weight, bias: &self.bias, eps: self.eps }
+    }
+}
+
+/// The tensors of a checkpoint by their names in CLIPTextTransformer.
+struct Names<'a> {
+    weights: &'a Checkpoint,
+    prefix: &'static str,
+}
+
+impl Names<'_> {
+    fn name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    fn layer<D: Device>(&self, dev: &D, i: usize, config: &Config, act: Activation) -> Result<Layer<D>> {
+        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
+        let dense = |part: &str, n, k| {
+            self.weights.dense(&self.name(&format!("encoder.layers.{i}.{part}")), n, k, true)
+        };
+        let linear = |part: &str, n, k| dev.load_linear(&LinearSource::Dense(dense(part, n, k)?));
+        let norm = |part: &str| self.norm(dev, &format!("encoder.layers.{i}.{part}"), config);
+        let qkv = fuse_rows([
+            dense("self_attn.q_proj", hidden, hidden)?,
+            dense("self_attn.k_proj", hidden, hidden)?,
+            dense("self_attn.v_proj", hidden, hidden)?,
+        ]);
+        Ok(Layer {
+            norm1: norm("layer_norm1")?,
+            qkv: dev.load_linear(&LinearSource::Dense(qkv))?,
+            out: linear("self_attn.out_proj", hidden, hidden)?,
+            norm2: norm("layer_norm2")?,
+            fc1: linear("mlp.fc1", wide, hidden)?,
+            act,
+            fc2: linear("mlp.fc2", hidden, wide)?,
+        })
+    }
+
+    fn norm<D: Device>(&self, dev: &D, name: &str, config: &Config) -> Result<LayerNorm<D>> {
+        let cols = config.hidden_size;
+        let row =
+            |part: &str| dev.upload(&self.weights.f32(&self.name(&format!("{name}.{part}")), &[cols])?, cols);
+        Ok(LayerNorm { weight: row("weight")?, bias: row("bias")?, eps: config.layer_norm_eps })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::device::cpu::Cpu;
+    use crate::models::testing::{Altered, Golden, relative_error};
+    use crate::ops::Profile;
+    use crate::weights::Dtype;
+
+    fn cpu() -> Cpu {
+        Cpu::new(1, Profile::W4A8).unwrap()
+    }
+
+    /// Both prompts of a golden network agree to 1e-4.
+    fn check(name: &str, folder: &Path) {
+        let (dev, golden) = (cpu(), Golden::open(name));
+        let clip = Clip::load(&dev, folder).unwrap();
+        let (mut pooled, mut last_hidden) = (vec![], vec![]);
+        for ids in golden.ids() {
+            let out = clip.encode(&dev, &ids).unwrap();
+            pooled.extend(dev.download(&out.pooled).unwrap());
+            last_hidden.extend(dev.download(&out.last_hidden).unwrap());
+        }
+        let error = relative_error(&last_hidden, &golden.values("last_hidden_state"));
+        assert!(error < 1e-4, "{name}: last_hidden_state is off by {error}");
+        let error = relative_error(&pooled, &golden.values("pooler_output"));
+        assert!(error < 1e-4, "{name}: pooler_output is off by {error}");
+    }
+
+    #[test]
+    fn agrees_with_transformers() {
+        check("clip", &Golden::open("clip").folder);
+    }
+
+    #[test]
+    fn agrees_with_transformers_on_configs_with_end_token_2() {
+        check("clip_legacy", &Golden::open("clip_legacy").folder);
+    }
+
+    #[test]
+    fn clip_l_is_legal() {
+        let config: Config = serde_json::from_value(json!({
+            "vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12,
+            "num_hidden_layers": 12, "max_position_embeddings": 77, "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5, "eos_token_id": 2,
+        }))
+        .unwrap();
+        assert_eq!(config.check(Path::new("config.json")).unwrap(), Activation::QuickGelu);
+    }
+
+    #[test]
+    fn the_prefix_of_the_names_is_optional() {
+        let golden = Golden::open("clip");
+        let toggle = golden.altered(|a| {
+            for name in a.tensors.keys().cloned().collect::<Vec<_>>() {
+                let other =
+                    name.strip_prefix("text_model.").map_or(format!("text_model.{name}"), str::to_owned);
+                a.rename(&name, &other);
+            }
+        });
+        check("clip", toggle.path());
+    }
+
+    fn refusal(edit: impl FnOnce(&mut Altered)) -> Error {
+        let folder = Golden::open("clip").altered(edit);
+        Clip::load(&cpu(), folder.path()).map(|_| ()).unwrap_err()
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let named = |error: Error, name: &str| {
+            assert!(matches!(error, Error::BadFormat { .. }) && error.to_string().contains(name), "{error}");
+        };
+        let q = |a: &Altered| {
+            a.tensors.keys().find(|n| n.ends_with("layers.1.self_attn.q_proj.weight")).unwrap().clone()
+        };
+        named(refusal(|a| drop(a.tensors.remove(&q(a)))), "layers.1.self_attn.q_proj.weight");
+        named(
+            refusal(|a| a.tensors.get_mut(&q(a)).unwrap().1 = vec![32, 128]),
+            "layers.1.self_attn.q_proj.weight",
+        );
+        named(
+            refusal(|a| a.tensors.get_mut(&q(a)).unwrap().0 = Dtype::I16),
+            "layers.1.self_attn.q_proj.weight",
+        );
+        named(
+            refusal(|a| {
+                let tokens =
+                    a.tensors.iter_mut().find(|(n, _)| n.ends_with("token_embedding.weight")).unwrap();
+                tokens.1.0 = Dtype::U16;
+            }),
+            "token_embedding.weight",
+        );
+        for (key, value, name) in [
+            ("vocab_size", json!(51), "token_embedding"),
+            ("max_position_embeddings", json!(76), "position_embedding"),
+            ("hidden_size", json!(66), "token_embedding"),
+            ("hidden_size", json!(0), "hidden_size"),
+            ("intermediate_size", json!(0), "intermediate_size"),
+            ("intermediate_size", json!(129), "mlp.fc1"),
+            ("num_attention_heads", json!(0), "num_attention_heads"),
+            ("num_attention_heads", json!(3), "num_attention_heads"),
+            ("num_hidden_layers", json!(usize::MAX), "layers.2."),
+            ("hidden_size", json!(-1), "hidden_size"),
+            ("eos_token_id", json!(null), "eos_token_id"),
+        ] {
+            named(refusal(|a| a.config[key] = value.clone()), name);
+        }
+        let error = refusal(|a| a.config["hidden_act"] = json!("gelu"));
+        assert!(matches!(error, Error::Unsupported(_)) && error.to_string().contains("\"gelu\""), "{error}");
+    }
+
+    #[test]
+    fn ids_that_do_not_fit_are_refused() {
+        let dev = cpu();
+        let clip = Clip::load(&dev, &Golden::open("clip").folder).unwrap();
+        let refused = |ids: &[u32], what: &str| match clip.encode(&dev, ids).map(|_| ()) {
+            Err(Error::InvalidArgument(text)) => assert!(text.contains(what), "{text}"),
+            other => panic!("{other:?}"),
+        };
+        refused(&[], "end token");
+        refused(&[48, 1, 2], "end token 49");
+        refused(&[48, 50, 49], "token id 50");
+        refused(&[48, u32::MAX, 49], "4294967295");
+        refused(&[49; 78], "78 tokens");
+    }
+}

@@ -1,6 +1,9 @@
 //! The networks, each written once against [`crate::ops::Device`].
 
 pub mod clip;
+mod embedding;
 pub mod flux;
 pub mod t5;
+#[cfg(test)]
+mod testing;
 pub mod vae;

@@ -6,9 +6,11 @@ mod header;
 mod json;
 mod locate;
 pub mod pack;
+mod pipeline;
 #[cfg(test)]
 pub(crate) mod testing;
 
 pub use checkpoint::{Checkpoint, Tensor};
 pub use json::{parse_json, read_json, read_text};
+pub use pipeline::{Defaults, PipelineFolder};
 pub use safetensors::Dtype;

@@ -23,11 +23,11 @@ pub use vector::{pack_vector, pack_wscales, unpack_vector, unpack_wscales};
 use half::bf16;
 
 /// Little-endian bf16 bytes to f32.
-pub(crate) fn bf16_to_f32(bytes: &[u8]) -> impl ExactSizeIterator<Item = f32> {
+pub fn bf16_to_f32(bytes: &[u8]) -> impl ExactSizeIterator<Item = f32> {
     bytes.as_chunks::<2>().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32())
 }
 
 /// f32 to little-endian bf16 bytes, nearest even.
-pub(crate) fn f32_to_bf16(values: &[f32]) -> Vec<u8> {
+pub fn f32_to_bf16(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect()
 }

@@ -61,5 +61,5 @@ fn spread(word: u32) -> u64 {
     x = (x | x << 8) & 0x00ff_00ff_00ff_00ff;
     x = (x | x << 4) & 0x0f0f_0f0f_0f0f_0f0f;
     // The sign bit of every nibble, times 0b11110, fills the upper half of its byte.
-    x | (x & 0x0808_0808_0808_0808) * 0x1e
+    x | ((x & 0x0808_0808_0808_0808) * 0x1e)
 }

@@ -1,0 +1,80 @@
+//! What the text encoders share: the token table and the fused projections of attention.
+
+use half::{bf16, f16};
+
+use crate::ops::{DenseSource, Storage};
+use crate::weights::{Checkpoint, Dtype};
+use crate::{Error, Result};
+
+/// A table with a row a token id. It stays on the host, in the precision of its file: a prompt needs
+/// some hundred rows of T5-XXL's 32128.
+pub(super) struct Embedding {
+    bytes: Vec<u8>,
+    dtype: Dtype,
+    rows: usize,
+    cols: usize,
+}
+
+impl Embedding {
+    /// Copies the tensor `name`, `[rows, cols]`.
+    pub(super) fn load(weights: &Checkpoint, name: &str, rows: usize, cols: usize) -> Result<Self> {
+        let tensor = weights.tensor(name, &[rows, cols])?;
+        if !matches!(tensor.dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32) {
+            let what = format!("has dtype {}; BF16, F16 and F32 can be read", tensor.dtype);
+            return Err(weights.bad(name, what));
+        }
+        Ok(Embedding { bytes: tensor.bytes.to_vec(), dtype: tensor.dtype, rows, cols })
+    }
+
+    /// Width of a row.
+    pub(super) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The rows of `ids`, `[ids.len(), cols]`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there are no ids, or one has no row.
+    pub(super) fn gather(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        if ids.is_empty() {
+            return Err(Error::InvalidArgument("a prompt needs at least one token".into()));
+        }
+        let mut gathered = Vec::with_capacity(ids.len() * self.cols);
+        for &id in ids {
+            let row = id as usize;
+            if row >= self.rows {
+                return Err(Error::InvalidArgument(format!(
+                    "token id {id}: the text encoder has a vocabulary of {}",
+                    self.rows
+                )));
+            }
+            let size = self.bytes.len() / self.rows;
+            let bytes = &self.bytes[row * size..][..size];
+            match self.dtype {
+                Dtype::BF16 => {
+                    gathered.extend(bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()))
+                }
+                Dtype::F16 => {
+                    gathered.extend(bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()))
+                }
+                _ => gathered.extend(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b))),
+            }
+        }
+        Ok(gathered)
+    }
+}
+
+/// One linear that gives the outputs of all `parts` side by side. They have the same inputs.
+pub(super) fn fuse_rows<const N: usize>(parts: [DenseSource; N]) -> DenseSource {
+    let mut fused = DenseSource { n: 0, k: 0, weight: Vec::new(), bias: Vec::new(), storage: Storage::Bf16 };
+    for part in parts {
+        fused.n += part.n;
+        fused.k = part.k;
+        fused.weight.extend(part.weight);
+        fused.bias.extend(part.bias);
+        if part.storage == Storage::F32 {
+            fused.storage = Storage::F32;
+        }
+    }
+    fused
+}
