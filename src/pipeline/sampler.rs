@@ -1,4 +1,5 @@
-//! The flow-matching Euler sampler: diffusers' `FlowMatchEulerDiscreteScheduler`, driven as `FluxPipeline` drives it.
+//! The flow-matching Euler sampler: diffusers' `FlowMatchEulerDiscreteScheduler`, driven as
+//! `FluxPipeline` drives it.
 //!
 //! A sigma is a share of noise: the latents at `sigma` are `sigma · noise + (1 - sigma) · image`, and a
 //! step adds `(sigma[i + 1] - sigma[i]) · velocity`. The arithmetic, float32 and float64 alike, follows
@@ -191,8 +192,8 @@ fn linspace(start: f64, stop: f64, count: usize) -> impl Iterator<Item = f64> {
     })
 }
 
-/// diffusers' `get_timestep_embedding` as FLUX uses it: `cos(t f[j])` for `j < dim/2`, then `sin(t f[j])`, with the
-/// frequencies `f[j] = 10000^(-j / (dim/2))`. `dim` is even.
+/// diffusers' `get_timestep_embedding` as FLUX uses it: `cos(t f[j])` for `j < dim/2`, then
+/// `sin(t f[j])`, with the frequencies `f[j] = 10000^(-j / (dim/2))`. `dim` is even.
 pub fn sinusoidal(timestep: f32, dim: usize) -> Vec<f32> {
     let half = dim / 2;
     let log_period = -(10_000f64.ln()) as f32;
