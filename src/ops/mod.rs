@@ -7,6 +7,8 @@
 //! Notation: a tensor is a row-major matrix `[rows, cols]`; a row is a token (text), a patch (image)
 //! or a pixel (VAE). `x[m,k]` is an activation, `W[n,k]` a weight, `y = x Wᵀ + b`.
 
+#[cfg(test)]
+pub(crate) mod shapes;
 mod source;
 
 use std::ops::Range;

@@ -5,7 +5,7 @@ mod dense;
 mod inventory;
 mod svdq;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::path::Path;
 

@@ -130,11 +130,20 @@ fn real_sizes_are_legal() {
         let expected = if guidance { 6.768e9 } else { 6.768e9 - 2.0 * 3072.0 * (256.0 + 3072.0 + 2.0) };
         assert!((file as f64 - expected).abs() < 1e6, "{file} bytes");
 
-        let dir = TempDir::new();
-        let w = FluxWeights::open(&sparse(&dir, &text, data)).unwrap();
+        let (_dir, w) = sparse_flux_1(guidance);
         assert_eq!((w.config(), w.rank()), (&config, Some(32)));
         resolve(&w).unwrap();
     }
+}
+
+/// FLUX.1's 4-bit file, dev or schnell, in its full size: a header and a hole.
+pub(crate) fn sparse_flux_1(guidance: bool) -> (TempDir, FluxWeights) {
+    let config = flux(guidance);
+    let metadata = [("config", json(&config)), ("quantization_config", quantization(32))];
+    let (text, data) = header(&inventory(&config, 32), &metadata);
+    let dir = TempDir::new();
+    let weights = FluxWeights::open(&sparse(&dir, &text, data)).unwrap();
+    (dir, weights)
 }
 
 #[test]

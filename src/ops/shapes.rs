@@ -1,0 +1,183 @@
+//! A device without numbers: it checks that the shapes of every operation fit. With it, networks of any
+//! size are walked without weights.
+
+use std::ops::Range;
+
+use super::*;
+
+pub(crate) struct Shapes;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+}
+
+pub(crate) struct Linear {
+    n: usize,
+    k: usize,
+}
+
+pub(crate) struct Conv {
+    n: usize,
+    c: usize,
+    stride: usize,
+    upsample: bool,
+}
+
+impl Shape {
+    fn assert(self, rows: usize, cols: usize) {
+        assert_eq!(self, Shape { rows, cols });
+    }
+}
+
+impl Shapes {
+    fn check_norm(&self, cols: usize, norm: &Norm<'_, Self>) {
+        match norm {
+            Norm::None | Norm::Silu => {}
+            Norm::Layer { weight, bias, .. } => {
+                weight.assert(1, cols);
+                bias.assert(1, cols);
+            }
+            Norm::Rms { weight, .. } => weight.assert(1, cols),
+            Norm::Modulate { scale, shift } => {
+                self.check_chunk(cols, scale);
+                self.check_chunk(cols, shift);
+            }
+        }
+    }
+
+    fn check_chunk(&self, cols: usize, chunk: &Chunk<'_, Self>) {
+        assert!(chunk.row < chunk.table.rows && chunk.start + cols <= chunk.table.cols);
+    }
+}
+
+impl Device for Shapes {
+    type Tensor = Shape;
+    type Linear = Linear;
+    /// Rows that are ready for a linear of so many input features.
+    type Input = Shape;
+    type Conv = Conv;
+
+    fn round(&self, value: f32) -> f32 {
+        value
+    }
+
+    fn load_linear(&self, source: &LinearSource<'_>) -> Result<Linear> {
+        let [n, k] = source.shape();
+        Ok(Linear { n, k })
+    }
+
+    fn load_conv(&self, source: &ConvSource) -> Result<Conv> {
+        assert_eq!(source.weight.len(), source.n * source.c * source.kernel * source.kernel);
+        Ok(Conv { n: source.n, c: source.c, stride: source.stride, upsample: source.upsample })
+    }
+
+    fn upload(&self, data: &[f32], cols: usize) -> Result<Shape> {
+        assert_eq!(data.len() % cols, 0);
+        self.zeros(data.len() / cols, cols)
+    }
+
+    fn zeros(&self, rows: usize, cols: usize) -> Result<Shape> {
+        assert!(rows > 0 && cols > 0);
+        Ok(Shape { rows, cols })
+    }
+
+    fn download(&self, x: &Shape) -> Result<Vec<f32>> {
+        Ok(vec![0.0; x.rows * x.cols])
+    }
+
+    fn prepare(&self, x: &Shape, rows: Range<usize>, norm: Norm<'_, Self>, w: &Linear) -> Result<Shape> {
+        assert_eq!(x.cols, w.k);
+        assert!(rows.end <= x.rows);
+        self.check_norm(x.cols, &norm);
+        self.zeros(rows.len(), w.k)
+    }
+
+    fn linear(&self, x: &Shape, w: &Linear, _: Activation) -> Result<Shape> {
+        assert_eq!(x.cols, w.k);
+        self.zeros(x.rows, w.n)
+    }
+
+    fn linear_mul(&self, x: &Shape, w: &Linear, act: Activation, by: &Shape) -> Result<Shape> {
+        by.assert(x.rows, w.n);
+        self.linear(x, w, act)
+    }
+
+    fn linear_add(
+        &self,
+        x: &Shape,
+        w: &Linear,
+        gate: Option<Chunk<'_, Self>>,
+        into: &mut Shape,
+        row: usize,
+    ) -> Result<()> {
+        assert_eq!((x.cols, into.cols), (w.k, w.n));
+        assert!(row + x.rows <= into.rows);
+        if let Some(gate) = gate {
+            self.check_chunk(w.n, &gate);
+        }
+        Ok(())
+    }
+
+    fn linear_qkv(
+        &self,
+        x: &Shape,
+        w: &Linear,
+        norm: QkNormRope<'_, Self>,
+        into: &mut Shape,
+        row: usize,
+    ) -> Result<()> {
+        let head_dim = norm.rope.cols;
+        norm.q.assert(1, head_dim);
+        norm.k.assert(1, head_dim);
+        norm.rope.assert(into.rows, head_dim);
+        assert_eq!(w.n % (3 * head_dim), 0);
+        self.linear_add(x, w, None, into, row)
+    }
+
+    fn linear_gelu(&self, x: &Shape, w: &Linear, next: &Linear) -> Result<Shape> {
+        let hidden = self.linear(x, w, Activation::GeluTanh)?;
+        self.prepare(&hidden, 0..hidden.rows, Norm::None, next)
+    }
+
+    fn norm(&self, x: &Shape, norm: Norm<'_, Self>) -> Result<Shape> {
+        self.check_norm(x.cols, &norm);
+        Ok(*x)
+    }
+
+    fn attention(&self, qkv: &Shape, spec: Attention<'_, Self>) -> Result<Shape> {
+        assert_eq!(qkv.cols % (3 * spec.heads), 0);
+        if let Mask::Bias(bias) = spec.mask {
+            bias.assert(spec.heads * qkv.rows, qkv.rows);
+        }
+        self.zeros(qkv.rows, qkv.cols / 3)
+    }
+
+    fn group_norm(&self, x: &Shape, groups: usize, weight: &Shape, bias: &Shape, _: bool) -> Result<Shape> {
+        assert_eq!(x.cols % groups, 0);
+        weight.assert(1, x.cols);
+        bias.assert(1, x.cols);
+        Ok(*x)
+    }
+
+    fn conv(&self, x: &Shape, size: [usize; 2], w: &Conv, add: Option<&Shape>) -> Result<Shape> {
+        x.assert(size[0] * size[1], w.c);
+        let side = |side: usize| if w.upsample { 2 * side } else { side / w.stride };
+        let y = self.zeros(side(size[0]) * side(size[1]), w.n)?;
+        if let Some(add) = add {
+            add.assert(y.rows, y.cols);
+        }
+        Ok(y)
+    }
+
+    fn euler_step(&self, latents: &mut Shape, velocity: &Shape, _: f32) -> Result<()> {
+        latents.assert(velocity.rows, velocity.cols);
+        Ok(())
+    }
+
+    fn to_rgb8(&self, x: &Shape) -> Result<Vec<u8>> {
+        x.assert(x.rows, 3);
+        Ok(vec![0; x.rows * 3])
+    }
+}
