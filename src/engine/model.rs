@@ -1,0 +1,182 @@
+//! A model on a device, and images made with it.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{Context, ImageMut, Timings};
+use crate::device::cpu::Cpu;
+use crate::ops::Profile;
+use crate::pipeline::flux::{FluxPipeline, ProgressFn, Request};
+use crate::weights::PipelineFolder;
+use crate::weights::flux::FluxWeights;
+use crate::{Error, Result};
+
+/// Sides and area beyond which an image is refused. FLUX.1 is trained up to 2 megapixels.
+const MAX_SIDE: u32 = 8192;
+const MAX_AREA: u64 = 2048 * 2048;
+/// No schedule of FLUX.1 gains from more steps.
+const MAX_STEPS: u32 = 1000;
+
+/// What to load.
+#[derive(Clone, Debug, Default)]
+pub struct ModelOptions {
+    /// A diffusers pipeline folder. A `svdq-*.safetensors` file in it is used in place of its `transformer`.
+    pub path: PathBuf,
+    /// A transformer that replaces the pipeline's own: a 4-bit file, or a diffusers transformer folder.
+    pub transformer: Option<PathBuf>,
+    /// How activations are quantised in 4-bit layers; the device's default if `None`.
+    pub profile: Option<Profile>,
+}
+
+/// What a model is, and what it does unless told otherwise.
+#[derive(Clone, Debug)]
+pub struct ModelInfo {
+    /// Whether the model has a guidance embedding (FLUX.1-dev) or ignores guidance (schnell).
+    pub guidance: bool,
+    /// Rank of the low-rank branches; `None` for a 16-bit transformer.
+    pub rank: Option<usize>,
+    /// Activation precision of 4-bit layers.
+    pub profile: Profile,
+    /// Pixels.
+    pub default_width: u32,
+    /// Pixels.
+    pub default_height: u32,
+    /// Denoising steps.
+    pub default_steps: u32,
+    /// Guidance scale.
+    pub default_guidance: f32,
+    /// Width and height of images are multiples of this.
+    pub size_multiple: u32,
+}
+
+/// An image to make. A zero width, height or number of steps, and a guidance of 0, mean the model's default.
+#[derive(Clone, Debug, Default)]
+pub struct GenerateParams<'a> {
+    /// What to draw.
+    pub prompt: &'a str,
+    /// Pixels, a multiple of [`ModelInfo::size_multiple`].
+    pub width: u32,
+    /// Pixels, likewise.
+    pub height: u32,
+    /// Denoising steps, at most 1000.
+    pub steps: u32,
+    /// Distilled guidance scale; ignored by models without its embedding.
+    pub guidance: f32,
+    /// Seed of the noise: the one that `torch.Generator("cpu").manual_seed` would be given in diffusers.
+    pub seed: u64,
+}
+
+/// A loaded model. A clone is another handle to the same weights.
+#[derive(Clone)]
+pub struct Model(Arc<Inner>);
+
+struct Inner {
+    pipeline: FluxPipeline<Cpu>,
+    info: ModelInfo,
+    /// One image at a time: a second caller waits.
+    running: Mutex<()>,
+}
+
+impl Model {
+    /// Loads a model for `context`'s device. Blocks until all weights are read; the files may change or
+    /// vanish afterwards.
+    ///
+    /// # Errors
+    /// Names the file, and the tensor or key in it, that is missing, broken or contradicts another.
+    pub fn load(context: &Context, options: &ModelOptions) -> Result<Self> {
+        let folder = PipelineFolder::open(&options.path)?;
+        let weights = match &options.transformer {
+            Some(path) => FluxWeights::open(path)?,
+            None => FluxWeights::open(folder.transformer())?,
+        };
+        let guidance = weights.config().guidance_embeds;
+        let defaults = folder.defaults();
+        // What FLUX.1-dev and schnell are meant for.
+        let (tokens, steps) = if guidance { (512, 28) } else { (256, 4) };
+        let profile = options.profile.unwrap_or(Profile::W4A8);
+        let cpu = Cpu::new(context.threads, profile)?;
+        let pipeline =
+            FluxPipeline::load(cpu, &folder, &weights, defaults.max_sequence_length.unwrap_or(tokens))?;
+        let info = ModelInfo {
+            guidance,
+            rank: weights.rank(),
+            profile,
+            default_width: defaults.width.unwrap_or(1024) as u32,
+            default_height: defaults.height.unwrap_or(1024) as u32,
+            default_steps: defaults.steps.unwrap_or(steps) as u32,
+            default_guidance: if guidance { defaults.guidance_scale.unwrap_or(3.5) } else { 0.0 },
+            size_multiple: pipeline.size_multiple() as u32,
+        };
+        Ok(Model(Arc::new(Inner { pipeline, info, running: Mutex::new(()) })))
+    }
+
+    /// What the model is.
+    pub fn info(&self) -> &ModelInfo {
+        &self.0.info
+    }
+
+    /// Makes an image in the caller's pixels, which are written only on success. Blocks; may be called from any thread.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] names the parameter that the model cannot do, before anything runs;
+    /// [`Error::Cancelled`] when `progress` breaks.
+    pub fn generate(
+        &self,
+        params: &GenerateParams<'_>,
+        image: &mut ImageMut<'_>,
+        progress: &mut ProgressFn<'_>,
+    ) -> Result<Timings> {
+        let request = self.request(params)?;
+        if (image.width(), image.height()) != (request.width as u32, request.height as u32) {
+            return Err(Error::InvalidArgument(format!(
+                "the output image is {}x{} pixels, but {}x{} are to be generated",
+                image.width(),
+                image.height(),
+                request.width,
+                request.height
+            )));
+        }
+        let _running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let (rgb, timings) = self.0.pipeline.generate(&request, progress)?;
+        image.write_rgb8(&rgb);
+        Ok(timings)
+    }
+
+    /// Fills in defaults and checks every parameter.
+    fn request<'a>(&self, params: &GenerateParams<'a>) -> Result<Request<'a>> {
+        let info = &self.0.info;
+        let or = |value, default| if value == 0 { default } else { value };
+        let invalid = |what: String| Err(Error::InvalidArgument(what));
+        let (width, height) = (or(params.width, info.default_width), or(params.height, info.default_height));
+        let steps = or(params.steps, info.default_steps);
+        let guidance = if params.guidance == 0.0 { info.default_guidance } else { params.guidance };
+        for (name, side) in [("width", width), ("height", height)] {
+            if side % info.size_multiple != 0 {
+                return invalid(format!(
+                    "{name} is {side}, which is not a multiple of {}",
+                    info.size_multiple
+                ));
+            }
+            if side > MAX_SIDE {
+                return invalid(format!("{name} is {side}, at most {MAX_SIDE} is allowed"));
+            }
+        }
+        if u64::from(width) * u64::from(height) > MAX_AREA {
+            return invalid(format!("{width}x{height} pixels are too many: at most {MAX_AREA} are allowed"));
+        }
+        if steps > MAX_STEPS {
+            return invalid(format!("steps is {steps}, at most {MAX_STEPS} are allowed"));
+        }
+        if !guidance.is_finite() || guidance < 0.0 {
+            return invalid(format!("guidance is {guidance}: it has to be a finite number, 0 or above"));
+        }
+        Ok(Request {
+            prompt: params.prompt,
+            width: width as usize,
+            height: height as usize,
+            steps: steps as usize,
+            guidance,
+            seed: params.seed,
+        })
+    }
+}

@@ -1,0 +1,186 @@
+//! The FLUX.1 recipe: prompt → embeddings → denoised latents → 8-bit RGB (diffusers' `FluxPipeline`).
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::latents;
+use super::noise::randn;
+use super::sampler::{Schedule, SchedulerConfig};
+use super::tokenizer::{Kind, Tokenizer};
+use crate::models::{clip::Clip, flux::Flux, t5::T5, vae::Vae};
+use crate::ops::Device;
+use crate::weights::PipelineFolder;
+use crate::weights::flux::FluxWeights;
+use crate::{Error, Result};
+
+/// One image to make. Every field is already checked against the model.
+pub struct Request<'a> {
+    /// What to draw.
+    pub prompt: &'a str,
+    /// Pixels, a multiple of [`FluxPipeline::size_multiple`].
+    pub width: usize,
+    /// Pixels, likewise.
+    pub height: usize,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Distilled guidance scale.
+    pub guidance: f32,
+    /// Of the initial noise.
+    pub seed: u64,
+}
+
+/// Where a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The prompt is about to be encoded.
+    Encode,
+    /// `step` of `steps` is about to run; counts from 0.
+    Denoise {
+        /// The step about to run.
+        step: usize,
+        /// How many there are.
+        steps: usize,
+    },
+    /// The latents are about to be decoded.
+    Decode,
+}
+
+/// Asked before every phase and every step; `Break` ends the run with [`Error::Cancelled`].
+pub type ProgressFn<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
+
+/// How long the parts of a run took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timings {
+    /// Tokenizers and text encoders.
+    pub encode: Duration,
+    /// The transformer, modulation tables included.
+    pub denoise: Duration,
+    /// The VAE and the conversion to 8 bits.
+    pub decode: Duration,
+}
+
+/// All networks of a FLUX.1 pipeline on one device.
+pub struct FluxPipeline<D: Device> {
+    dev: D,
+    clip_tokenizer: Tokenizer,
+    t5_tokenizer: Tokenizer,
+    clip: Clip<D>,
+    t5: T5<D>,
+    flux: Flux<D>,
+    vae: Vae<D>,
+    scheduler: SchedulerConfig,
+}
+
+impl<D: Device> FluxPipeline<D> {
+    /// Loads the parts of `folder`, and the transformer from `weights`, onto `dev`. Prompts are padded
+    /// or cut to `max_sequence_length` T5 tokens.
+    pub fn load(
+        dev: D,
+        folder: &PipelineFolder,
+        weights: &FluxWeights,
+        max_sequence_length: usize,
+    ) -> Result<Self> {
+        let clip = Clip::load(&dev, &folder.text_encoder())?;
+        let t5 = T5::load(&dev, &folder.text_encoder_2())?;
+        let vae = Vae::load(&dev, &folder.vae())?;
+        let config = weights.config();
+        fits(
+            weights.checkpoint().path(),
+            "joint_attention_dim",
+            config.joint_attention_dim,
+            "T5's d_model",
+            t5.hidden(),
+        )?;
+        fits(
+            weights.checkpoint().path(),
+            "pooled_projection_dim",
+            config.pooled_projection_dim,
+            "CLIP's hidden_size",
+            clip.hidden(),
+        )?;
+        fits(
+            weights.checkpoint().path(),
+            "in_channels",
+            config.in_channels,
+            "4 x the VAE's latent_channels",
+            4 * vae.latent_channels(),
+        )?;
+        fits(
+            weights.checkpoint().path(),
+            "out_channels",
+            config.out_channels,
+            "in_channels",
+            config.in_channels,
+        )?;
+        Ok(FluxPipeline {
+            clip_tokenizer: Tokenizer::open(&folder.tokenizer(), Kind::Clip, clip.max_tokens())?,
+            t5_tokenizer: Tokenizer::open(&folder.tokenizer_2(), Kind::T5, max_sequence_length)?,
+            scheduler: SchedulerConfig::load(&folder.scheduler())?,
+            flux: Flux::load(&dev, weights)?,
+            dev,
+            clip,
+            t5,
+            vae,
+        })
+    }
+
+    /// Width and height of an image are multiples of this many pixels: a patch is 2x2 latents.
+    pub fn size_multiple(&self) -> usize {
+        2 * self.vae.factor()
+    }
+
+    /// Makes an image: 8-bit RGB, row by row from the top.
+    pub fn generate(
+        &self,
+        request: &Request<'_>,
+        progress: &mut ProgressFn<'_>,
+    ) -> Result<(Vec<u8>, Timings)> {
+        let mut report = |at| match progress(at) {
+            ControlFlow::Continue(()) => Ok(Instant::now()),
+            ControlFlow::Break(()) => Err(Error::Cancelled),
+        };
+        let latent_size = [request.height / self.vae.factor(), request.width / self.vae.factor()];
+        let grid = latent_size.map(|side| side / 2);
+
+        let start = report(Progress::Encode)?;
+        let pooled = self.clip.encode(&self.dev, &self.clip_tokenizer.encode(request.prompt)?)?.pooled;
+        let tokens = self.t5_tokenizer.encode(request.prompt)?;
+        let text = self.t5.encode(&self.dev, &tokens)?;
+        let encode = start.elapsed();
+
+        let start = Instant::now();
+        let schedule = Schedule::new(&self.scheduler, request.steps, grid[0] * grid[1])?;
+        let timesteps: Vec<f32> =
+            (0..request.steps).map(|step| schedule.timestep(step, |value| self.dev.round(value))).collect();
+        let conditioning = self.flux.condition(&self.dev, &timesteps, request.guidance, &pooled)?;
+        let sequence = self.flux.sequence(&self.dev, &text, tokens.len(), grid)?;
+
+        let channels = self.vae.latent_channels();
+        let noise = randn(request.seed, channels * latent_size[0] * latent_size[1]);
+        let mut latents = self.dev.upload(&latents::pack(&noise, channels, latent_size), 4 * channels)?;
+        for step in 0..request.steps {
+            report(Progress::Denoise { step, steps: request.steps })?;
+            let velocity = self.flux.velocity(&self.dev, &latents, &sequence, &conditioning, step)?;
+            self.dev.euler_step(&mut latents, &velocity, schedule.dt(step))?;
+        }
+        let latents = latents::unpack(&self.dev.download(&latents)?, channels, latent_size);
+        let denoise = start.elapsed();
+
+        let start = report(Progress::Decode)?;
+        let image = self.vae.decode(&self.dev, &latents, latent_size)?;
+        let rgb = self.dev.to_rgb8(&image)?;
+        Ok((rgb, Timings { encode, denoise, decode: start.elapsed() }))
+    }
+}
+
+/// The transformer's `name` must be what the pipeline's other parts need.
+fn fits(path: &Path, name: &str, value: usize, other: &str, wanted: usize) -> Result<()> {
+    if value == wanted {
+        return Ok(());
+    }
+    Err(Error::WrongModel {
+        path: path.into(),
+        what: format!("the transformer's {name} is {value}, but {other} is {wanted}"),
+    })
+}
