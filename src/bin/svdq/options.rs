@@ -1,0 +1,93 @@
+//! Options that several commands share.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use lexopt::{Parser, ValueExt};
+use svdq::engine::{Context, ContextOptions, Model, ModelOptions};
+use svdq::ops::Profile;
+
+use crate::Failure;
+
+pub(crate) const MODEL_HELP: &str = "
+    --model DIR          diffusers pipeline folder; default: $SVDQ_MODEL, else the demo model
+    --transformer PATH   4-bit file or diffusers transformer folder to use in place of the model's own
+    --profile NAME       activations of 4-bit layers: w4a4, w4a8 (default) or w4a16
+    --threads N          CPU threads; default: one a core. Images do not depend on it
+";
+
+/// Which model to load, and where it runs.
+#[derive(Default)]
+pub(crate) struct ModelArgs {
+    model: Option<PathBuf>,
+    transformer: Option<PathBuf>,
+    profile: Option<Profile>,
+    threads: usize,
+}
+
+impl ModelArgs {
+    /// Takes one of [`MODEL_HELP`]'s options by its long name.
+    pub(crate) fn take(&mut self, name: String, args: &mut Parser) -> Result<(), lexopt::Error> {
+        match name.as_str() {
+            "model" => self.model = Some(args.value()?.into()),
+            "transformer" => self.transformer = Some(args.value()?.into()),
+            "profile" => self.profile = Some(args.value()?.parse_with(profile)?),
+            "threads" => self.threads = args.value()?.parse()?,
+            _ => return Err(lexopt::Error::UnexpectedOption(format!("--{name}"))),
+        }
+        Ok(())
+    }
+
+    /// The folder that will be loaded.
+    pub(crate) fn path(&self) -> Result<PathBuf, svdq::Error> {
+        match (&self.model, std::env::var_os("SVDQ_MODEL")) {
+            (Some(path), _) => Ok(path.clone()),
+            (None, Some(path)) => Ok(path.into()),
+            (None, None) => demo_model(),
+        }
+    }
+
+    /// Loads the model.
+    pub(crate) fn load(&self) -> Result<Model, Failure> {
+        let context = Context::new(ContextOptions { threads: self.threads })?;
+        let options =
+            ModelOptions { path: self.path()?, transformer: self.transformer.clone(), profile: self.profile };
+        Ok(Model::load(&context, &options)?)
+    }
+}
+
+fn profile(name: &str) -> Result<Profile, String> {
+    match name {
+        "w4a4" => Ok(Profile::W4A4),
+        "w4a8" => Ok(Profile::W4A8),
+        "w4a16" => Ok(Profile::W4A16),
+        _ => Err("it is none of w4a4, w4a8, w4a16".into()),
+    }
+}
+
+/// `WIDTHxHEIGHT`
+pub(crate) fn size(value: &OsStr) -> Result<(u32, u32), lexopt::Error> {
+    let parse = || {
+        let (width, height) = value.to_str()?.split_once(['x', 'X'])?;
+        Some((width.parse().ok()?, height.parse().ok()?))
+    };
+    match parse() {
+        Some((0, _) | (_, 0)) => Err(format!("a size of {value:?} has no pixels").into()),
+        Some(size) => Ok(size),
+        None => Err(format!("a size is written WIDTHxHEIGHT, not {value:?}").into()),
+    }
+}
+
+/// The demo model of a source checkout: `assets/demo` in the working folder or above the executable.
+fn demo_model() -> Result<PathBuf, svdq::Error> {
+    let executable = std::env::current_exe().unwrap_or_default();
+    std::iter::once(Path::new(""))
+        .chain(executable.ancestors().skip(1))
+        .map(|folder| folder.join("assets/demo"))
+        .find(|folder| folder.join("model_index.json").is_file())
+        .ok_or_else(|| {
+            svdq::Error::InvalidArgument(
+                "no model was given and assets/demo is not here: use --model or SVDQ_MODEL".into(),
+            )
+        })
+}
