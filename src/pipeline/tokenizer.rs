@@ -4,6 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::weights::{read_json, read_text};
@@ -65,6 +66,8 @@ impl Tokenizer {
 
     fn new(json: &[u8], origin: &Path, pad: &str, max_length: usize) -> Result<Self> {
         let bad = |what: String| Error::format(origin, what);
+        let Normalizer { normalizer } = serde_json::from_slice(json).map_err(|e| bad(e.to_string()))?;
+        check_charsmaps(&normalizer).map_err(bad)?;
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(json)).map_err(bad)?;
         // The lengths in the file are those of whoever saved it.
         inner.with_padding(None);
@@ -117,6 +120,41 @@ fn guarded<T>(f: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<
     }
 }
 
+/// The part of a tokenizer.json that is looked at before the `tokenizers` crate sees it.
+#[derive(Deserialize)]
+struct Normalizer {
+    #[serde(default)]
+    normalizer: Value,
+}
+
+/// Checks the size of the table at the head of SentencePiece's character maps (base64 of a little-endian
+/// u32, then so many bytes, then text): the `tokenizers` crate allocates whatever is written there.
+fn check_charsmaps(normalizer: &Value) -> std::result::Result<(), String> {
+    match normalizer {
+        Value::Array(steps) => steps.iter().try_for_each(check_charsmaps),
+        Value::Object(step) => {
+            if let Some(map) = step.get("precompiled_charsmap").and_then(Value::as_str) {
+                let (size, rest) = (base64_u32(map), (map.len() / 4 * 3).saturating_sub(4));
+                if size.is_none_or(|size| size as usize > rest) {
+                    return Err(format!("precompiled_charsmap is no table of {rest} bytes or less"));
+                }
+            }
+            step.values().try_for_each(check_charsmaps)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The little-endian number in the first four bytes of base64 text.
+fn base64_u32(text: &str) -> Option<u32> {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut bits = 0_u64;
+    for digit in text.as_bytes().get(..6)? {
+        bits = bits << 6 | DIGITS.iter().position(|d| d == digit)? as u64;
+    }
+    Some(((bits >> 4) as u32).swap_bytes())
+}
+
 /// A token in tokenizer_config.json: its text, or an object that holds it.
 fn token_text(value: &Value) -> Option<String> {
     value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
@@ -166,8 +204,6 @@ mod tests {
 
     use std::fs;
     use std::io::Read;
-
-    use serde::Deserialize;
 
     use super::*;
     use crate::weights::testing::TempDir;
@@ -291,6 +327,10 @@ mod tests {
         refused(t5_with(|json| json["post_processor"] = Value::Null));
         refused(t5_with(|json| json["model"]["vocab"] = json!([])));
         refused(t5_with(|json| json["added_tokens"] = json!([{"id": -1}])));
+        // Tables of 2^32 - 4 bytes, of 8 in 4, and of none at all.
+        for charsmap in ["/P///wAAAAA=", "CAAAAAAAAAA=", "", "?"] {
+            refused(t5_with(|json| json["normalizer"]["precompiled_charsmap"] = json!(charsmap)));
+        }
         refused(t5_with(|json| json["model"]["unk_id"] = json!(1_u64 << 40)));
 
         let folder = TempDir::new();
