@@ -3,11 +3,10 @@
 use super::*;
 use crate::ops::ConvSource;
 
-#[test]
-fn group_norms() {
+pub(super) fn group_norms(level: Level) {
     for (pixels, channels, groups) in [(1, 8, 2), (35, 24, 8), (300, 96, 8), (70, 64, 32), (9, 10, 5)] {
         let mut r = Random(pixels as u64);
-        let cpu = cpu(Profile::W4A8);
+        let cpu = cpu(level, Profile::W4A8);
         let mut x = r.activations(pixels, channels);
         x.iter_mut().for_each(|v| *v += 5.0);
         let (w, b) = (r.normals(channels, 1.0), r.normals(channels, 1.0));
@@ -33,8 +32,7 @@ fn group_norms() {
     }
 }
 
-#[test]
-fn convolutions() {
+pub(super) fn convolutions(level: Level) {
     let cases = [
         // n, c, kernel, stride, upsample, height, width
         (5, 3, 3, 1, false, 6, 7),
@@ -48,7 +46,7 @@ fn convolutions() {
     ];
     for (n, c, kernel, stride, upsample, height, width) in cases {
         let mut r = Random((n * c + height) as u64);
-        let cpu = cpu(Profile::W4A8);
+        let cpu = cpu(level, Profile::W4A8);
         let x = r.activations(height * width, c);
         let weight = r.normals(n * c * kernel * kernel, 0.1);
         let bias = r.normals(n, 1.0);
@@ -84,10 +82,9 @@ fn convolutions() {
     }
 }
 
-#[test]
-fn euler_steps_and_pixels() {
+pub(super) fn euler_steps_and_pixels(level: Level) {
     let mut r = Random(1);
-    let cpu = cpu(Profile::W4A8);
+    let cpu = cpu(level, Profile::W4A8);
     let (x, v) = (r.normals(99, 1.0), r.normals(99, 1.0));
     let mut latents = upload(&cpu, &x, 33);
     cpu.euler_step(&mut latents, &upload(&cpu, &v, 33), -0.25).unwrap();

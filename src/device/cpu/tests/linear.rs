@@ -16,7 +16,7 @@ fn rounded(mut x: Vec<f32>) -> Vec<f32> {
 }
 
 /// An SVDQuant linear, unpacked.
-struct Layer {
+pub(super) struct Layer {
     n: usize,
     k: usize,
     rank: usize,
@@ -24,14 +24,14 @@ struct Layer {
     codes: Vec<i8>,
     /// `[k/64, n]`
     scales: Vec<f32>,
-    bias: Vec<f32>,
+    pub(super) bias: Vec<f32>,
     smooth: Vec<f32>,
     down: Vec<f32>,
     up: Vec<f32>,
 }
 
 impl Layer {
-    fn random(r: &mut Random, n: usize, k: usize, rank: usize, unsigned: bool) -> Layer {
+    pub(super) fn random(r: &mut Random, n: usize, k: usize, rank: usize, unsigned: bool) -> Layer {
         let mut layer = Layer {
             n,
             k,
@@ -49,7 +49,7 @@ impl Layer {
         layer
     }
 
-    fn load(&self, cpu: &Cpu) -> super::super::Linear {
+    pub(super) fn load(&self, cpu: &Cpu) -> super::super::Linear {
         let Layer { n, k, rank, unsigned, .. } = *self;
         let source = SvdqSource {
             n,
@@ -155,12 +155,11 @@ fn eight(v: &[f32], unsigned: bool) -> (Vec<f64>, f32) {
 
 const PROFILES: [Profile; 3] = [Profile::W4A4, Profile::W4A8, Profile::W4A16];
 
-#[test]
-fn svdq_linears() {
+pub(super) fn svdq_linears(level: Level) {
     for (m, n, k, rank) in [(1, 128, 64, 16), (7, 128, 192, 32), (50, 256, 320, 48), (3, 128, 128, 0)] {
         for profile in PROFILES {
             let mut r = Random((m + k) as u64);
-            let cpu = cpu(profile);
+            let cpu = cpu(level, profile);
             let layer = Layer::random(&mut r, n, k, rank, false);
             let mut x = r.activations(m, k);
             x[..64].fill(0.0);
@@ -173,12 +172,11 @@ fn svdq_linears() {
     }
 }
 
-#[test]
-fn fc2_sees_the_shifted_gelu() {
+pub(super) fn fc2_sees_the_shifted_gelu(level: Level) {
     for (m, k, hidden, n) in [(1, 64, 128, 128), (13, 128, 384, 256), (50, 192, 640, 128)] {
         for profile in PROFILES {
             let mut r = Random((m + k) as u64);
-            let cpu = cpu(profile);
+            let cpu = cpu(level, profile);
             let (one, two) =
                 (Layer::random(&mut r, hidden, k, 32, false), Layer::random(&mut r, n, hidden, 32, true));
             let (fc1, fc2) = (one.load(&cpu), two.load(&cpu));
@@ -192,11 +190,10 @@ fn fc2_sees_the_shifted_gelu() {
     }
 }
 
-#[test]
-fn awq_linears() {
+pub(super) fn awq_linears(level: Level) {
     for (m, n, k, chunks) in [(1, 24, 64, 6), (20, 96, 128, 3)] {
         let mut r = Random(k as u64);
-        let cpu = cpu(Profile::W4A8);
+        let cpu = cpu(level, Profile::W4A8);
         let codes: Vec<u8> = (0..n * k).map(|_| r.below(16) as u8).collect();
         let scales = rounded(r.normals(n * k / 64, 0.1));
         let zeros: Vec<f32> = rounded(scales.iter().map(|s| s * -7.0).collect());

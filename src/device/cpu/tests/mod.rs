@@ -5,9 +5,35 @@
 mod image;
 mod linear;
 mod rows;
+mod same_bits;
 
+use super::simd::Level;
 use super::{Cpu, Tensor};
 use crate::ops::{Device, Profile};
+
+/// Tests that run with every instruction set that this machine has.
+macro_rules! on_every_level {
+    ($($module:ident::$name:ident)*) => {
+        $(#[test]
+        fn $name() {
+            Level::all().into_iter().for_each($module::$name);
+        })*
+    };
+}
+
+on_every_level! {
+    image::convolutions
+    image::euler_steps_and_pixels
+    image::group_norms
+    linear::awq_linears
+    linear::fc2_sees_the_shifted_gelu
+    linear::svdq_linears
+    rows::attentions
+    rows::dense_linears
+    rows::heads_are_normalised_and_rotated
+    rows::norms
+    same_bits::whatever_the_number_of_threads
+}
 
 /// SplitMix64, as normally distributed as the sum of four uniform numbers is.
 pub(super) struct Random(pub(super) u64);
@@ -41,8 +67,8 @@ impl Random {
     }
 }
 
-pub(super) fn cpu(profile: Profile) -> Cpu {
-    Cpu::new(2, profile).unwrap()
+pub(super) fn cpu(level: Level, profile: Profile) -> Cpu {
+    Cpu::with_level(2, profile, level).unwrap()
 }
 
 pub(super) fn upload(cpu: &Cpu, data: &[f32], cols: usize) -> Tensor {

@@ -31,11 +31,10 @@ fn normalized(x: &[f32], cols: usize, f: impl Fn(&[f64]) -> Vec<f64>) -> Vec<f64
     wide(x).chunks(cols).flat_map(f).collect()
 }
 
-#[test]
-fn norms() {
+pub(super) fn norms(level: Level) {
     for (rows, cols) in [(1, 1), (3, 7), (5, 64), (17, 77), (4, 256)] {
         let mut r = Random(cols as u64);
-        let cpu = cpu(Profile::W4A8);
+        let cpu = cpu(level, Profile::W4A8);
         let x = r.activations(rows, cols);
         let (w, b) = (r.normals(cols, 1.0), r.normals(cols, 1.0));
         let table = r.normals(3 * 4 * cols, 1.0);
@@ -75,12 +74,11 @@ fn norms() {
     }
 }
 
-#[test]
-fn dense_linears() {
+pub(super) fn dense_linears(level: Level) {
     for (m, n, k) in [(1, 1, 1), (2, 3, 5), (13, 33, 70), (49, 64, 256), (150, 40, 300)] {
         for storage in [Storage::Bf16, Storage::F32] {
             let mut r = Random((m * n * k) as u64);
-            let cpu = cpu(Profile::W4A8);
+            let cpu = cpu(level, Profile::W4A8);
             let x = r.activations(m + 3, k);
             let w = r.normals(n * k, (k as f32).powf(-0.5));
             let w = if storage == Storage::Bf16 { bf16(w) } else { w };
@@ -126,11 +124,10 @@ fn dense_linears() {
     }
 }
 
-#[test]
-fn heads_are_normalised_and_rotated() {
+pub(super) fn heads_are_normalised_and_rotated(level: Level) {
     for (m, heads, d) in [(1, 1, 8), (5, 2, 128), (7, 3, 24)] {
         let (mut r, k) = (Random(d as u64), 40);
-        let cpu = cpu(Profile::W4A8);
+        let cpu = cpu(level, Profile::W4A8);
         let (width, rows) = (heads * d, m + 3);
         let x = r.activations(m, k);
         let (w, b) = (r.normals(3 * width * k, 0.1), r.normals(3 * width, 0.1));
@@ -164,11 +161,10 @@ fn heads_are_normalised_and_rotated() {
     }
 }
 
-#[test]
-fn attentions() {
+pub(super) fn attentions(level: Level) {
     for (rows, heads, d) in [(1, 1, 32), (5, 3, 40), (48, 2, 128), (77, 4, 64), (130, 1, 512)] {
         let mut r = Random(rows as u64);
-        let cpu = cpu(Profile::W4A8);
+        let cpu = cpu(level, Profile::W4A8);
         let width = heads * d;
         let qkv = r.normals(rows * 3 * width, 1.0);
         let bias = r.normals(heads * rows * rows, 1.0);

@@ -1,0 +1,151 @@
+//! `y += (xq · wq) xs ws`: integer sums in blocks of channels, scaled in f32.
+
+#![allow(unsafe_code, reason = "the inner loop reads by pointer")]
+
+use super::super::simd::{Kernel, Level, MAX_ROWS, Simd};
+use super::{Tile, panel_width};
+
+/// Quantised rows. A stored code is `zero` more than the value it stands for.
+pub(in super::super) struct IntRows {
+    /// `[rows, k]`
+    pub(in super::super) codes: Vec<u8>,
+    /// `[rows, blocks]`
+    pub(in super::super) scales: Vec<f32>,
+}
+
+/// Quantised weights in panels.
+pub(in super::super) struct IntPanels {
+    k: usize,
+    block: usize,
+    /// `[panel][k / 4][column][4]`
+    codes: Vec<i8>,
+    /// `[panel][block][column]`
+    scales: Vec<f32>,
+    /// `-zero · Σ codes`, where the sum over a block begins: `[panel][block][column]`.
+    starts: Vec<i32>,
+}
+
+impl IntPanels {
+    /// The codes `[n, k]` with scales `scale(n, block)`, for blocks of `block` channels and
+    /// rows whose codes are stored with `zero` added. `block` is a multiple of 4, as `k` is.
+    pub(in super::super) fn pack(
+        level: Level,
+        [n, k]: [usize; 2],
+        block: usize,
+        zero: u8,
+        codes: &[i8],
+        scale: impl Fn(usize, usize) -> f32,
+    ) -> IntPanels {
+        assert!(k.is_multiple_of(4) && block.is_multiple_of(4), "blocks of {block} in {k} channels");
+        let (width, blocks) = (panel_width(level), k.div_ceil(block));
+        let mut panels = IntPanels { k, block, codes: Vec::new(), scales: Vec::new(), starts: Vec::new() };
+        for start in (0..n).step_by(width) {
+            let columns = start..start + width;
+            for four in (0..k).step_by(4) {
+                for n_ in columns.clone() {
+                    let code = |i: usize| if n_ < n { codes[n_ * k + four + i] } else { 0 };
+                    panels.codes.extend([code(0), code(1), code(2), code(3)]);
+                }
+            }
+            for b in 0..blocks {
+                let channels = b * block..k.min((b + 1) * block);
+                for n_ in columns.clone() {
+                    let row = if n_ < n { &codes[n_ * k..][channels.clone()] } else { &[] };
+                    let sum: i32 = row.iter().map(|&c| i32::from(c)).sum();
+                    panels.starts.push(-i32::from(zero) * sum);
+                    panels.scales.push(if n_ < n { scale(n_, b) } else { 0.0 });
+                }
+            }
+        }
+        panels
+    }
+
+    /// Adds the product of `x` and the weights to `tile`.
+    pub(in super::super) fn multiply(&self, level: Level, tile: &mut Tile<'_>, x: &IntRows) {
+        let (blocks, width) = (self.k.div_ceil(self.block), tile.stride);
+        let mut y = &mut *tile.values;
+        for start in tile.rows.clone().step_by(level.int_rows()) {
+            let count = level.int_rows().min(tile.rows.end - start);
+            let micro = Micro {
+                codes: &x.codes[start * self.k..][..count * self.k],
+                scales: &x.scales[start * blocks..][..count * blocks],
+                count,
+                panels: self,
+                w: &self.codes[tile.panel * self.k * width..][..self.k * width],
+                ws: &self.scales[tile.panel * blocks * width..][..blocks * width],
+                starts: &self.starts[tile.panel * blocks * width..][..blocks * width],
+                y: &mut y[..count * width],
+            };
+            level.run(micro);
+            y = &mut y[count * width..];
+        }
+    }
+}
+
+/// One register tile; the slices hold exactly its rows, and one panel.
+struct Micro<'a> {
+    codes: &'a [u8],
+    scales: &'a [f32],
+    count: usize,
+    panels: &'a IntPanels,
+    w: &'a [i8],
+    ws: &'a [f32],
+    starts: &'a [i32],
+    y: &'a mut [f32],
+}
+
+impl Kernel for Micro<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        macro_rules! pick {
+            ($($rows:literal)*) => {
+                match self.count {
+                    // SAFETY: the slices are cut to the shapes that the tile reads.
+                    $($rows if $rows <= S::INT_ROWS => unsafe { self.tile::<S, $rows>(s) },)*
+                    _ => unreachable!("a tile of {} rows", self.count),
+                }
+            };
+        }
+        const { assert!(S::INT_ROWS <= MAX_ROWS) };
+        pick!(1 2 3 4 5 6 7 8 9 10 11 12);
+    }
+}
+
+impl Micro<'_> {
+    /// # Safety
+    /// The slices hold `ROWS` rows and a whole panel of `2 * S::LANES` columns.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const ROWS: usize>(self, s: S) {
+        let (width, k) = (2 * S::LANES, self.panels.k);
+        let blocks = self.scales.len() / ROWS;
+        // SAFETY: by the contract of this function; `k` is a multiple of 4, and so are the blocks.
+        unsafe {
+            for b in 0..blocks {
+                let starts = self.starts.as_ptr().add(b * width);
+                let starts = [s.load_ints_at(starts), s.load_ints_at(starts.add(S::LANES))];
+                let mut sums = [starts; ROWS];
+                for four in (b * self.panels.block..k.min((b + 1) * self.panels.block)).step_by(4) {
+                    let w = self.w.as_ptr().add(four * width);
+                    let w = [s.weights_at(w), s.weights_at(w.add(4 * S::LANES))];
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let x = self.codes.as_ptr().add(r * k + four).cast::<[u8; 4]>().read_unaligned();
+                        let x = s.codes(u32::from_le_bytes(x));
+                        for (sum, w) in sums.iter_mut().zip(w) {
+                            *sum = s.dot(*sum, x, w);
+                        }
+                    }
+                }
+                let ws = self.ws.as_ptr().add(b * width);
+                let ws = [s.load_at(ws), s.load_at(ws.add(S::LANES))];
+                for (r, sums) in sums.iter().enumerate() {
+                    let xs = s.splat(*self.scales.as_ptr().add(r * blocks + b));
+                    for (c, (sum, ws)) in sums.iter().zip(ws).enumerate() {
+                        let y = self.y.as_mut_ptr().add(r * width + c * S::LANES);
+                        let scaled = s.fma(s.to_float(*sum), s.mul(xs, ws), s.load_at(y));
+                        s.store_at(scaled, y);
+                    }
+                }
+            }
+        }
+    }
+}

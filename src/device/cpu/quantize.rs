@@ -1,0 +1,117 @@
+//! Activations on their way into a 4-bit linear.
+
+use super::simd::{Kernel, Simd};
+use crate::ops::Profile;
+
+/// Added to the input of fc2, so that a GELU's output (at least -0.17) is never negative.
+const SHIFT: f32 = 0.171875;
+
+/// How the input of one linear is smoothed and quantised.
+pub(super) struct Quantizer {
+    pub(super) profile: Profile,
+    pub(super) smooth: Vec<f32>,
+    /// The input is shifted first, and its codes have no sign.
+    pub(super) unsigned: bool,
+}
+
+impl Quantizer {
+    /// Channels that share a scale.
+    pub(super) fn block(&self) -> usize {
+        match self.profile {
+            Profile::W4A4 => 64,
+            Profile::W4A8 if self.unsigned => 256,
+            Profile::W4A8 | Profile::W4A16 => self.smooth.len(),
+        }
+    }
+
+    /// What a stored code is more than the value it stands for.
+    pub(super) fn zero(&self) -> u8 {
+        match self.profile {
+            _ if self.unsigned => 0,
+            Profile::W4A4 => 8,
+            Profile::W4A8 | Profile::W4A16 => 128,
+        }
+    }
+
+    /// The smallest and the largest code, and the code of the largest value.
+    fn range(&self) -> [f32; 3] {
+        match (self.profile, self.unsigned) {
+            (Profile::W4A4, false) => [-8.0, 7.0, 7.0],
+            (Profile::W4A4, true) => [0.0, 15.0, 15.0],
+            (Profile::W4A8 | Profile::W4A16, false) => [-127.0, 127.0, 127.0],
+            (Profile::W4A8 | Profile::W4A16, true) => [0.0, 255.0, 255.0],
+        }
+    }
+
+    fn shift(&self) -> f32 {
+        if self.unsigned { SHIFT } else { 0.0 }
+    }
+}
+
+/// `to = (from + shift) / smooth`, row by row.
+pub(super) struct Smooth<'a> {
+    pub(super) quantizer: &'a Quantizer,
+    pub(super) from: &'a [f32],
+    pub(super) to: &'a mut [f32],
+}
+
+impl Kernel for Smooth<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let smooth = &self.quantizer.smooth;
+        let shift = s.splat(self.quantizer.shift());
+        let rows = self.from.chunks_exact(smooth.len()).zip(self.to.chunks_exact_mut(smooth.len()));
+        for (x, y) in rows {
+            for ((x, y), d) in x.chunks(S::LANES).zip(y.chunks_mut(S::LANES)).zip(smooth.chunks(S::LANES)) {
+                s.store(s.div(s.add(s.load(x), shift), s.load(d)), y);
+            }
+        }
+    }
+}
+
+/// Quantises `smoothed` rows, which it may overwrite.
+pub(super) struct Quantize<'a> {
+    pub(super) quantizer: &'a Quantizer,
+    pub(super) smoothed: &'a mut [f32],
+    /// As many as `smoothed`.
+    pub(super) codes: &'a mut [u8],
+    /// `[rows, blocks]`
+    pub(super) scales: &'a mut [f32],
+}
+
+impl Kernel for Quantize<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (k, block) = (self.quantizer.smooth.len(), self.quantizer.block());
+        let four = self.quantizer.profile == Profile::W4A4;
+        let [low, high, top] = self.quantizer.range();
+        let (low, high, zero) = (s.splat(low), s.splat(high), s.splat(f32::from(self.quantizer.zero())));
+        let rows = self.smoothed.chunks_exact_mut(k).zip(self.codes.chunks_exact_mut(k));
+        for ((v, codes), scales) in rows.zip(self.scales.chunks_exact_mut(k.div_ceil(block))) {
+            for ((v, codes), scale) in v.chunks_mut(block).zip(codes.chunks_mut(block)).zip(scales) {
+                let mut largest = s.splat(0.0);
+                for v in v.chunks_mut(S::LANES) {
+                    let mut x = s.load(v);
+                    if four {
+                        x = s.round_bf16(x);
+                        s.store(x, v);
+                    }
+                    largest = s.max(largest, s.max(x, s.sub(s.splat(0.0), x)));
+                }
+                let largest = s.largest(largest);
+                let exact = if four { largest * (1.0 / top) } else { largest / top };
+                let inverse = match (largest > 0.0, four) {
+                    (false, _) => 0.0,
+                    (true, true) => 1.0 / exact,
+                    (true, false) => top / largest,
+                };
+                *scale = if four { half::bf16::from_f32(exact).to_f32() } else { exact };
+                let inverse = s.splat(inverse);
+                for (v, codes) in v.chunks(S::LANES).zip(codes.chunks_mut(S::LANES)) {
+                    let code = s.round(s.mul(s.load(v), inverse));
+                    s.store_bytes(s.add(s.min(s.max(code, low), high), zero), codes);
+                }
+            }
+        }
+    }
+}
