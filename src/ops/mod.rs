@@ -45,7 +45,7 @@ pub enum Activation {
 }
 
 /// A slice of one row of a modulation table: `table[row, start .. start + channels]`.
-pub struct Chunk<'a, D: Device + ?Sized> {
+pub struct Chunk<'a, D: Device> {
     /// `[steps, chunks · channels]`
     pub table: &'a D::Tensor,
     /// The denoising step.
@@ -55,7 +55,7 @@ pub struct Chunk<'a, D: Device + ?Sized> {
 }
 
 /// What is done to a row before it enters a linear.
-pub enum Norm<'a, D: Device + ?Sized> {
+pub enum Norm<'a, D: Device> {
     /// `x`
     None,
     /// `x · sigmoid(x)`
@@ -86,7 +86,7 @@ pub enum Norm<'a, D: Device + ?Sized> {
 }
 
 /// Which keys a query sees, and what is added to their scores.
-pub enum Mask<'a, D: Device + ?Sized> {
+pub enum Mask<'a, D: Device> {
     /// All keys.
     None,
     /// Keys up to and including the query's own position (CLIP).
@@ -96,7 +96,7 @@ pub enum Mask<'a, D: Device + ?Sized> {
 }
 
 /// Shape and scale of one [`Device::attention`].
-pub struct Attention<'a, D: Device + ?Sized> {
+pub struct Attention<'a, D: Device> {
     /// Number of heads; `qkv` has `3 · heads · head_dim` columns.
     pub heads: usize,
     /// Multiplies `q·k`; usually `1/sqrt(head_dim)`, and 1 in T5.
@@ -106,7 +106,7 @@ pub struct Attention<'a, D: Device + ?Sized> {
 }
 
 /// RMSNorm weights of the heads of q and k (`[1, head_dim]` each) and the rotary table of their rows.
-pub struct QkNormRope<'a, D: Device + ?Sized> {
+pub struct QkNormRope<'a, D: Device> {
     /// Weight of q's norm.
     pub q: &'a D::Tensor,
     /// Weight of k's norm.

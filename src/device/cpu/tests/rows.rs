@@ -15,6 +15,8 @@ fn dense(
     cpu.load_linear(&LinearSource::Dense(source)).unwrap()
 }
 
+type F64 = fn(f64) -> f64;
+
 /// Values that are exact in bfloat16.
 fn bf16(mut x: Vec<f32>) -> Vec<f32> {
     x.iter_mut().for_each(|v| *v = half::bf16::from_f32(*v).to_f32());
@@ -91,7 +93,7 @@ pub(super) fn dense_linears(level: Level) {
             // f32 sums of up to 300 products, some of them 20 times the typical one
             let tolerance = 1e-5;
 
-            let acts: [(_, fn(f64) -> f64); 4] = [
+            let acts: [(Activation, F64); 4] = [
                 (Activation::None, |v| v),
                 (Activation::Silu, |v| v * sigmoid(v)),
                 (Activation::GeluTanh, gelu),
