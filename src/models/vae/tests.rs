@@ -209,3 +209,18 @@ fn sizes_that_do_not_fit_are_errors() {
         assert!(matches!(error, Some(Error::InvalidArgument(_))), "{count} {size:?}");
     }
 }
+
+#[test]
+fn flux_1_config_is_legal() {
+    let dir = TempDir::new();
+    let config = r#"{"_class_name": "AutoencoderKL", "_diffusers_version": "0.30.0.dev0", "act_fn": "silu",
+        "block_out_channels": [128, 256, 512, 512], "down_block_types": ["DownEncoderBlock2D",
+        "DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"], "force_upcast": true,
+        "in_channels": 3, "latent_channels": 16, "latents_mean": null, "latents_std": null,
+        "layers_per_block": 2, "mid_block_add_attention": true, "norm_num_groups": 32, "out_channels": 3,
+        "sample_size": 1024, "scaling_factor": 0.3611, "shift_factor": 0.1159, "up_block_types":
+        ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"],
+        "use_post_quant_conv": false, "use_quant_conv": false}"#;
+    let config = config::Config::load(&dir.write("config.json", config.as_bytes())).unwrap();
+    assert_eq!((config.factor(), config.latent_channels, config.mid_channels()), (8, 16, 512));
+}
