@@ -1,1 +1,26 @@
-//! The C API. Checks and conversions only: no logic lives here.
+//! The C API, `include/svdq.h`: checks and conversions only, no logic lives here.
+//!
+//! The header is generated from these modules, whose doc comments therefore speak to C programmers.
+//! `SVDQ_BLESS=1 cargo test --release --test c_api header` writes it anew after a change.
+//!
+//! Every function takes its arguments apart with the helpers of `boundary`, calls the engine and
+//! puts the outcome back; a panic becomes `SVDQ_ERR_INTERNAL`.
+
+#![allow(non_camel_case_types, reason = "the types carry the names that they have in C")]
+#![allow(unsafe_code, reason = "arguments come from C")]
+#![allow(clippy::missing_safety_doc, reason = "the rules for callers are those of the header's first page")]
+
+mod boundary;
+mod context;
+mod generate;
+mod image;
+mod model;
+mod result;
+mod version;
+
+pub use context::*;
+pub use generate::*;
+pub use image::*;
+pub use model::*;
+pub use result::*;
+pub use version::*;

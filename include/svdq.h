@@ -1,0 +1,550 @@
+/*
+ * svdq.h: 4-bit FLUX image generation in your process. C99 or later, C++11 or later.
+ * Generated from src/capi by cbindgen.
+ *
+ * A program makes a context, loads a model into it, and generates into its own pixels:
+ * examples-c/generate.c is a whole one.
+ *
+ * Linking on Linux: -lsvdq, or libsvdq.a and then
+ *   -lgcc_s -lutil -lrt -lpthread -lm -ldl -lc
+ * On Windows define SVDQ_STATIC for the static library.
+ *
+ * Rules that hold for every function:
+ *  - A function that can fail returns svdq_result. It writes nothing on failure, but for a handle,
+ *    which becomes NULL, and for what its comment says. svdq_last_error has the reason in words.
+ *  - Arguments are checked: NULL where something has to be, numbers out of range, strings that are
+ *    not UTF-8 and sizes that do not fit are SVDQ_ERR_INVALID_ARGUMENT. A pointer that is not NULL
+ *    has to point to what its type says.
+ *  - Strings in are UTF-8 and end in a NUL; paths too, on every platform.
+ *  - Strings out go to buf, which holds cap bytes. They end in a NUL whenever cap is not 0; one that
+ *    does not fit is cut between characters, and the call returns SVDQ_ERR_BUFFER_TOO_SMALL.
+ *    *needed, unless needed is NULL, receives the size wanted, NUL included. buf NULL with cap 0
+ *    asks for that alone.
+ *  - Structs begin with struct_size, which the caller sets to sizeof, also in structs that the
+ *    library fills. Zero in any other field means "the default". Later versions add fields at the
+ *    end. What an older program does not have counts as zero; what a newer one has beyond this
+ *    library has to be zero, or the call returns SVDQ_ERR_VERSION_MISMATCH.
+ *  - What was made from a handle keeps what it needs of it: handles may be released in any order,
+ *    from any thread, when no call uses them any more. Releasing NULL does nothing.
+ *  - No function unwinds, exits the process or changes its state: signal handlers, locale,
+ *    environment and floating-point modes stay as they are.
+ */
+
+#ifndef SVDQ_H
+#define SVDQ_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32) && !defined(SVDQ_STATIC)
+#  define SVDQ_API __declspec(dllimport)
+#else
+#  define SVDQ_API
+#endif
+
+/**
+ * Changes when programs have to be changed.
+ */
+#define SVDQ_VERSION_MAJOR 0
+
+/**
+ * Changes when something is added.
+ */
+#define SVDQ_VERSION_MINOR 1
+
+/**
+ * Changes when something is mended.
+ */
+#define SVDQ_VERSION_PATCH 0
+
+/**
+ * The version of this header as one number that grows: 10203 is 1.2.3.
+ */
+#define SVDQ_VERSION_NUMBER (((SVDQ_VERSION_MAJOR * 10000) + (SVDQ_VERSION_MINOR * 100)) + SVDQ_VERSION_PATCH)
+
+/**
+ * A source is a path.
+ */
+#define SVDQ_SOURCE_PATH 1
+
+/**
+ * Activations in 4 bits, which is what the checkpoints are made for.
+ */
+#define SVDQ_PROFILE_W4A4 1
+
+/**
+ * Activations in 8 bits: closer to the 16-bit model.
+ */
+#define SVDQ_PROFILE_W4A8 2
+
+/**
+ * Activations are not quantised.
+ */
+#define SVDQ_PROFILE_W4A16 3
+
+/**
+ * FLUX.1-dev and models like it, which take a guidance scale.
+ */
+#define SVDQ_FAMILY_FLUX1_DEV 1
+
+/**
+ * FLUX.1-schnell and models like it, which take none.
+ */
+#define SVDQ_FAMILY_FLUX1_SCHNELL 2
+
+/**
+ * The transformer's weights are 4-bit integers with a low-rank branch.
+ */
+#define SVDQ_PRECISION_INT4 1
+
+/**
+ * Bytes in memory: red, green, blue, 255.
+ */
+#define SVDQ_FORMAT_RGBA8 1
+
+/**
+ * Bytes in memory: blue, green, red, 255.
+ */
+#define SVDQ_FORMAT_BGRA8 2
+
+/**
+ * Bytes in memory: red, green, blue.
+ */
+#define SVDQ_FORMAT_RGB8 3
+
+/**
+ * The first row in memory is the bottom row of the picture.
+ */
+#define SVDQ_IMAGE_BOTTOM_UP 1
+
+/**
+ * What models are loaded into: a device and its threads. Independent of every other context.
+ */
+typedef struct svdq_context svdq_context;
+
+/**
+ * A loaded model.
+ */
+typedef struct svdq_model svdq_model;
+
+/**
+ * What a call came to: 0 is success, negative is an error. Numbers never change meaning.
+ */
+typedef int32_t svdq_result;
+
+/**
+ * How a context is made. All zero but struct_size is a good choice.
+ */
+typedef struct svdq_context_params {
+  /**
+   * sizeof(svdq_context_params).
+   */
+  uint32_t struct_size;
+  /**
+   * SVDQ_VERSION_NUMBER as the program was compiled, for svdq_context_create to refuse a header
+   * that this library cannot serve. 0: unchecked.
+   */
+  uint32_t header_version;
+  /**
+   * CPU threads to compute with, the caller's own included; at most 1024. 0: one a core. Pictures do
+   * not depend on it.
+   */
+  uint32_t threads;
+} svdq_context_params;
+
+/**
+ * Where a model, or a part of it, is read from.
+ */
+typedef struct svdq_source {
+  /**
+   * sizeof(svdq_source), the same in all elements of an array.
+   */
+  uint32_t struct_size;
+  /**
+   * SVDQ_SOURCE_PATH.
+   */
+  uint32_t kind;
+  /**
+   * A file or folder, UTF-8 on every platform.
+   */
+  const char *path;
+} svdq_source;
+
+/**
+ * What to load, and how.
+ */
+typedef struct svdq_model_params {
+  /**
+   * sizeof(svdq_model_params).
+   */
+  uint32_t struct_size;
+  /**
+   * Elements of sources: 1 or 2.
+   */
+  uint32_t source_count;
+  /**
+   * First the folder of a diffusers pipeline (with a model_index.json). Its transformer is that of
+   * the second source, if given: a .safetensors file, or a diffusers folder; else an
+   * svdq-*.safetensors file in the pipeline's folder, if there is one; else its own.
+   */
+  const struct svdq_source *sources;
+  /**
+   * SVDQ_PROFILE_*. 0: the device's default.
+   */
+  uint32_t profile;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+} svdq_model_params;
+
+/**
+ * What a model is.
+ */
+typedef struct svdq_model_info {
+  /**
+   * sizeof(svdq_model_info), set by the caller.
+   */
+  uint32_t struct_size;
+  /**
+   * SVDQ_FAMILY_*.
+   */
+  uint32_t family;
+  /**
+   * SVDQ_PRECISION_* of the transformer. 0: not quantised.
+   */
+  uint32_t precision;
+  /**
+   * Rank of the low-rank branch; 0 if not quantised.
+   */
+  uint32_t rank;
+  /**
+   * Denoising steps of a generation that asks for none.
+   */
+  uint32_t default_steps;
+  /**
+   * Guidance scale of a generation that asks for none.
+   */
+  float default_guidance;
+  /**
+   * Width and height are multiples of this many pixels.
+   */
+  uint32_t size_multiple;
+  /**
+   * Pixels, when a generation asks for none.
+   */
+  uint32_t default_width;
+  /**
+   * Pixels, when a generation asks for none.
+   */
+  uint32_t default_height;
+  /**
+   * SVDQ_PROFILE_* that is in use.
+   */
+  uint32_t profile;
+} svdq_model_info;
+
+/**
+ * An image in the caller's memory.
+ */
+typedef struct svdq_image {
+  /**
+   * sizeof(svdq_image).
+   */
+  uint32_t struct_size;
+  /**
+   * SVDQ_FORMAT_*.
+   */
+  uint32_t format;
+  /**
+   * Pixels.
+   */
+  uint32_t width;
+  /**
+   * Pixels.
+   */
+  uint32_t height;
+  /**
+   * Bytes from the start of a row to the start of the next. 0: rows follow each other at once.
+   */
+  uint64_t row_stride;
+  /**
+   * SVDQ_IMAGE_*, added up.
+   */
+  uint32_t flags;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+  /**
+   * Where the first row in memory starts. Bytes between rows are not written.
+   */
+  void *pixels;
+  /**
+   * Bytes at pixels that may be written.
+   */
+  uint64_t capacity;
+} svdq_image;
+
+/**
+ * What to generate.
+ */
+typedef struct svdq_generate_params {
+  /**
+   * sizeof(svdq_generate_params).
+   */
+  uint32_t struct_size;
+  /**
+   * Pixels, a multiple of the model's size_multiple. 0: the model's default.
+   */
+  uint32_t width;
+  /**
+   * Pixels, a multiple of the model's size_multiple. 0: the model's default.
+   */
+  uint32_t height;
+  /**
+   * Denoising steps, at most 1000. 0: the model's default.
+   */
+  uint32_t steps;
+  /**
+   * Guidance scale, for models that take one. 0: the model's default.
+   */
+  float guidance;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+  /**
+   * The same seed gives the same picture. It is the seed of torch.Generator("cpu") in diffusers.
+   */
+  uint64_t seed;
+  /**
+   * What the picture shows, UTF-8. Not NULL; "" is a prompt.
+   */
+  const char *prompt;
+} svdq_generate_params;
+
+/**
+ * The call did what it says.
+ */
+#define SVDQ_OK 0
+
+/**
+ * A pointer is NULL, a number is out of range, a string is not UTF-8.
+ */
+#define SVDQ_ERR_INVALID_ARGUMENT -1
+
+/**
+ * The caller's buffer is too small; the error text says what is needed.
+ */
+#define SVDQ_ERR_BUFFER_TOO_SMALL -2
+
+/**
+ * The input is sound, but asks for something that this library does not do.
+ */
+#define SVDQ_ERR_UNSUPPORTED -6
+
+/**
+ * The program was compiled with a header that this library does not know.
+ */
+#define SVDQ_ERR_VERSION_MISMATCH -7
+
+/**
+ * The system refused to read a file.
+ */
+#define SVDQ_ERR_IO -20
+
+/**
+ * A file or folder does not exist.
+ */
+#define SVDQ_ERR_NOT_FOUND -21
+
+/**
+ * A file is damaged, or is not what its format requires.
+ */
+#define SVDQ_ERR_BAD_FORMAT -22
+
+/**
+ * A file is sound, but belongs to another model.
+ */
+#define SVDQ_ERR_WRONG_MODEL -23
+
+/**
+ * Memory for an image or a model of this size is not to be had.
+ */
+#define SVDQ_ERR_OUT_OF_HOST_MEMORY -40
+
+/**
+ * A bug in the library. The process is sound and the handles may be used and released.
+ */
+#define SVDQ_ERR_INTERNAL -99
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * The version of the library that is running, to be compared with SVDQ_VERSION_NUMBER.
+ *
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API uint32_t svdq_version_number(void);
+
+/**
+ * The version of the library that is running, as "0.1.0". The string is static.
+ *
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API const char *svdq_version_string(void);
+
+/**
+ * Writes one line for bug reports about how the library was built: version, platform, devices.
+ *
+ * buf, cap, needed: as for every string out, see the top of this file.
+ *
+ * Errors: SVDQ_ERR_BUFFER_TOO_SMALL, SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API svdq_result svdq_build_info(char *buf, size_t cap, size_t *needed);
+
+/**
+ * The name of a result as it stands in this header, for logs. Never NULL: a number that is no
+ * result has the name "SVDQ_ERR_UNKNOWN". The string is static.
+ *
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API const char *svdq_result_name(svdq_result result);
+
+/**
+ * Writes what went wrong in the last call that failed in this thread, in one line of English that
+ * names the file, tensor, shape or value at fault. Empty when no call has failed in this thread.
+ * Calls that succeed leave it as it is, and so does this one.
+ *
+ * buf, cap, needed: as for every string out, see the top of this file.
+ *
+ * Errors: SVDQ_ERR_BUFFER_TOO_SMALL, SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any; every thread has a text of its own.
+ * Since 0.1.
+ */
+SVDQ_API svdq_result svdq_last_error(char *buf, size_t cap, size_t *needed);
+
+/**
+ * Fills params with the defaults, which are zeros.
+ *
+ * params: its struct_size must be set.
+ *
+ * Errors: SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API svdq_result svdq_context_params_init(struct svdq_context_params *params);
+
+/**
+ * Makes a context.
+ *
+ * params: how, or NULL for the defaults.
+ * out: receives the context, or NULL on failure. Release it with svdq_context_release.
+ *
+ * Errors: SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API svdq_result svdq_context_create(const struct svdq_context_params *params, struct svdq_context **out);
+
+/**
+ * Releases a context. Its models stay usable. NULL is allowed.
+ *
+ * Threads: any, once no other call uses this handle.
+ * Since 0.1.
+ */
+SVDQ_API void svdq_context_release(struct svdq_context *context);
+
+/**
+ * Loads a model. Blocks until it can generate.
+ *
+ * context: may be released before the model is.
+ * params: what to load. Nothing of it, and no file, is needed after the call.
+ * out: receives the model, or NULL on failure. Release it with svdq_model_release.
+ *
+ * Errors: SVDQ_ERR_NOT_FOUND, SVDQ_ERR_IO, SVDQ_ERR_BAD_FORMAT, SVDQ_ERR_WRONG_MODEL,
+ * SVDQ_ERR_UNSUPPORTED, SVDQ_ERR_OUT_OF_HOST_MEMORY, SVDQ_ERR_VERSION_MISMATCH,
+ * SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API
+svdq_result svdq_model_load(struct svdq_context *context,
+                            const struct svdq_model_params *params,
+                            struct svdq_model **out);
+
+/**
+ * Says what a model is.
+ *
+ * info: its struct_size must be set. Not written on failure.
+ *
+ * Errors: SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API svdq_result svdq_model_get_info(const struct svdq_model *model, struct svdq_model_info *info);
+
+/**
+ * Releases a model and the memory of its weights. NULL is allowed.
+ *
+ * Threads: any, once no other call uses this handle.
+ * Since 0.1.
+ */
+SVDQ_API void svdq_model_release(struct svdq_model *model);
+
+/**
+ * The smallest capacity that holds an image: from its first byte to the last byte of its last row.
+ *
+ * image: pixels and capacity are not looked at.
+ * bytes: receives the capacity. Not written on failure.
+ *
+ * Errors: SVDQ_ERR_INVALID_ARGUMENT, SVDQ_ERR_VERSION_MISMATCH.
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API svdq_result svdq_image_bytes(const struct svdq_image *image, uint64_t *bytes);
+
+/**
+ * Fills params with the model's defaults, seed 0 and no prompt.
+ *
+ * params: its struct_size must be set. Not written on failure.
+ *
+ * Errors: SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API
+svdq_result svdq_generate_params_init(const struct svdq_model *model,
+                                      struct svdq_generate_params *params);
+
+/**
+ * Makes a picture. Blocks until it is done. The same parameters on the same kind of processor give
+ * the same bytes, whatever the number of threads.
+ *
+ * params: what to generate. Nothing of it is needed after the call.
+ * out: where to. Its width and height have to be those of the picture. Its pixels are not written on
+ * failure.
+ *
+ * Errors: SVDQ_ERR_BUFFER_TOO_SMALL, SVDQ_ERR_OUT_OF_HOST_MEMORY, SVDQ_ERR_VERSION_MISMATCH,
+ * SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any; calls for the same model take turns.
+ * Since 0.1.
+ */
+SVDQ_API
+svdq_result svdq_generate(struct svdq_model *model,
+                          const struct svdq_generate_params *params,
+                          const struct svdq_image *out);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* SVDQ_H */

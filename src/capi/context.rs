@@ -1,0 +1,91 @@
+//! What models are loaded into.
+
+use super::boundary::{Sized32, guard, make_handle, read_struct, release, write_struct};
+use super::{SVDQ_VERSION_MAJOR, SVDQ_VERSION_NUMBER, svdq_result};
+use crate::engine::{Context, ContextOptions};
+use crate::{Error, Result};
+
+/// What models are loaded into: a device and its threads. Independent of every other context.
+pub struct svdq_context(pub(super) Context);
+
+/// How a context is made. All zero but struct_size is a good choice.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct svdq_context_params {
+    /// sizeof(svdq_context_params).
+    pub struct_size: u32,
+    /// SVDQ_VERSION_NUMBER as the program was compiled, for svdq_context_create to refuse a header
+    /// that this library cannot serve. 0: unchecked.
+    pub header_version: u32,
+    /// CPU threads to compute with, the caller's own included; at most 1024. 0: one a core. Pictures do
+    /// not depend on it.
+    pub threads: u32,
+}
+
+// SAFETY: three integers.
+unsafe impl Sized32 for svdq_context_params {
+    const NAME: &'static str = "svdq_context_params";
+}
+
+/// Fills params with the defaults, which are zeros.
+///
+/// params: its struct_size must be set.
+///
+/// Errors: SVDQ_ERR_INVALID_ARGUMENT.
+/// Threads: any.
+/// Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn svdq_context_params_init(params: *mut svdq_context_params) -> svdq_result {
+    let defaults = svdq_context_params { struct_size: 0, header_version: 0, threads: 0 };
+    // SAFETY: `params` is as the header demands.
+    guard(|| unsafe { write_struct(params, &defaults) })
+}
+
+/// Makes a context.
+///
+/// params: how, or NULL for the defaults.
+/// out: receives the context, or NULL on failure. Release it with svdq_context_release.
+///
+/// Errors: SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT.
+/// Threads: any.
+/// Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn svdq_context_create(
+    params: *const svdq_context_params,
+    out: *mut *mut svdq_context,
+) -> svdq_result {
+    let create = || {
+        let mut options = ContextOptions { threads: 0 };
+        if !params.is_null() {
+            // SAFETY: `params` is as the header demands.
+            let params = unsafe { read_struct(params)? };
+            check_header(params.header_version)?;
+            options.threads = params.threads as usize;
+        }
+        Ok(svdq_context(Context::new(options)?))
+    };
+    // SAFETY: `out` is as the header demands.
+    guard(|| unsafe { make_handle(out, create) })
+}
+
+/// Releases a context. Its models stay usable. NULL is allowed.
+///
+/// Threads: any, once no other call uses this handle.
+/// Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn svdq_context_release(context: *mut svdq_context) {
+    // SAFETY: `context` is as the header demands.
+    unsafe { release(context) }
+}
+
+/// A header of the same major version that is not newer than the library.
+fn check_header(version: u32) -> Result<()> {
+    if version == 0 || (version / 10000 == SVDQ_VERSION_MAJOR && version <= SVDQ_VERSION_NUMBER) {
+        return Ok(());
+    }
+    let text = |v: u32| format!("{}.{}.{}", v / 10000, v / 100 % 100, v % 100);
+    let (header, library) = (text(version), text(SVDQ_VERSION_NUMBER));
+    Err(Error::VersionMismatch(format!(
+        "the program was compiled with svdq.h {header}, the library is libsvdq {library}"
+    )))
+}

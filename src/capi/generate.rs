@@ -1,0 +1,108 @@
+//! From a prompt to pixels.
+
+use std::ffi::c_char;
+use std::ops::ControlFlow;
+use std::ptr;
+
+use super::boundary::{Sized32, guard, handle, read_struct, text, write_struct};
+use super::image::image_mut;
+use super::{svdq_image, svdq_model, svdq_result};
+use crate::Error;
+use crate::engine::GenerateParams;
+
+/// What to generate.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct svdq_generate_params {
+    /// sizeof(svdq_generate_params).
+    pub struct_size: u32,
+    /// Pixels, a multiple of the model's size_multiple. 0: the model's default.
+    pub width: u32,
+    /// Pixels, a multiple of the model's size_multiple. 0: the model's default.
+    pub height: u32,
+    /// Denoising steps, at most 1000. 0: the model's default.
+    pub steps: u32,
+    /// Guidance scale, for models that take one. 0: the model's default.
+    pub guidance: f32,
+    /// 0.
+    pub reserved: u32,
+    /// The same seed gives the same picture. It is the seed of torch.Generator("cpu") in diffusers.
+    pub seed: u64,
+    /// What the picture shows, UTF-8. Not NULL; "" is a prompt.
+    pub prompt: *const c_char,
+}
+
+// SAFETY: integers, a float and a pointer, no padding.
+unsafe impl Sized32 for svdq_generate_params {
+    const NAME: &'static str = "svdq_generate_params";
+}
+
+/// Fills params with the model's defaults, seed 0 and no prompt.
+///
+/// params: its struct_size must be set. Not written on failure.
+///
+/// Errors: SVDQ_ERR_INVALID_ARGUMENT.
+/// Threads: any.
+/// Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn svdq_generate_params_init(
+    model: *const svdq_model,
+    params: *mut svdq_generate_params,
+) -> svdq_result {
+    guard(|| {
+        // SAFETY: `model` is as the header demands.
+        let info = unsafe { handle(model, "model")?.0.info() };
+        let defaults = svdq_generate_params {
+            struct_size: 0,
+            width: info.default_width,
+            height: info.default_height,
+            steps: info.default_steps,
+            guidance: info.default_guidance,
+            reserved: 0,
+            seed: 0,
+            prompt: ptr::null(),
+        };
+        // SAFETY: `params` is as the header demands.
+        unsafe { write_struct(params, &defaults) }
+    })
+}
+
+/// Makes a picture. Blocks until it is done. The same parameters on the same kind of processor give
+/// the same bytes, whatever the number of threads.
+///
+/// params: what to generate. Nothing of it is needed after the call.
+/// out: where to. Its width and height have to be those of the picture. Its pixels are not written on
+/// failure.
+///
+/// Errors: SVDQ_ERR_BUFFER_TOO_SMALL, SVDQ_ERR_OUT_OF_HOST_MEMORY, SVDQ_ERR_VERSION_MISMATCH,
+/// SVDQ_ERR_INVALID_ARGUMENT.
+/// Threads: any; calls for the same model take turns.
+/// Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn svdq_generate(
+    model: *mut svdq_model,
+    params: *const svdq_generate_params,
+    out: *const svdq_image,
+) -> svdq_result {
+    guard(|| {
+        // SAFETY: all three are as the header demands.
+        let (model, params, out) =
+            unsafe { (handle(model, "model")?, read_struct(params)?, read_struct(out)?) };
+        if params.reserved != 0 {
+            return Err(Error::InvalidArgument(format!("reserved is {}, not 0", params.reserved)));
+        }
+        let request = GenerateParams {
+            // SAFETY: the prompt is as the header demands.
+            prompt: unsafe { text(params.prompt, "prompt")? },
+            width: params.width,
+            height: params.height,
+            steps: params.steps,
+            guidance: params.guidance,
+            seed: params.seed,
+        };
+        // SAFETY: the pixels are as the header demands.
+        let mut image = unsafe { image_mut(&out)? };
+        model.0.generate(&request, &mut image, &mut |_| ControlFlow::Continue(()))?;
+        Ok(())
+    })
+}

@@ -1,0 +1,126 @@
+//! What the tests share: compilers, folders, the demo model and the last error.
+
+use std::ffi::{CStr, CString, c_char};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::LazyLock;
+use std::{env, fs, mem, ptr};
+
+use svdq::capi::*;
+
+/// A file of the repository.
+pub(crate) fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// include/svdq.h.
+pub(crate) fn header() -> String {
+    fs::read_to_string(repository("include/svdq.h")).unwrap()
+}
+
+/// The functions that the header declares, in its order.
+pub(crate) fn declared_functions() -> Vec<String> {
+    let header = header();
+    let declarations = header.split("\nSVDQ_API").skip(1);
+    let names: Vec<_> = declarations
+        .map(|text| text.split('(').next().unwrap().rsplit([' ', '*', '\n']).next().unwrap().to_owned())
+        .collect();
+    assert!(names.len() > 10 && names.iter().all(|name| name.starts_with("svdq_")), "{names:?}");
+    names
+}
+
+/// A new, empty folder for one test.
+pub(crate) fn scratch(test: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("c_api").join(test);
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// `library` as cargo built it together with this test.
+pub(crate) fn library(library: &str) -> PathBuf {
+    let path = env::current_exe().unwrap().with_file_name(library);
+    assert!(path.exists(), "{} was not built", path.display());
+    path
+}
+
+/// The C compiler, with every warning that a strict engine turns on.
+pub(crate) fn cc() -> Command {
+    let mut cc = Command::new(env::var("CC").unwrap_or("cc".into()));
+    cc.args(["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wpadded", "-Wstrict-prototypes", "-Werror"]);
+    cc.arg("-I").arg(repository("include"));
+    cc
+}
+
+/// Runs a command and returns its output; it has to succeed.
+pub(crate) fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{command:?}: {}\n{out}{err}", output.status);
+    out
+}
+
+pub(crate) fn c(text: impl Into<Vec<u8>>) -> CString {
+    CString::new(text).unwrap()
+}
+
+/// This thread's last error.
+pub(crate) fn last_error() -> String {
+    let mut buf = [0 as c_char; 1000];
+    assert_eq!(unsafe { svdq_last_error(buf.as_mut_ptr(), buf.len(), ptr::null_mut()) }, SVDQ_OK);
+    unsafe { CStr::from_ptr(buf.as_ptr()) }.to_str().unwrap().to_owned()
+}
+
+/// Fails with the error text unless `result` is success.
+#[track_caller]
+pub(crate) fn ok(result: svdq_result) {
+    assert_eq!(result, SVDQ_OK, "{}", last_error());
+}
+
+/// A struct whose fields are all zero but for its `struct_size`.
+pub(crate) fn sized<T>() -> T {
+    // All structs of the API hold integers, floats and raw pointers, and begin with their size.
+    unsafe {
+        let mut value: T = mem::zeroed();
+        ptr::from_mut(&mut value).cast::<u32>().write(size_of::<T>() as u32);
+        value
+    }
+}
+
+pub(crate) fn source(path: &CStr) -> svdq_source {
+    svdq_source { kind: SVDQ_SOURCE_PATH, path: path.as_ptr(), ..sized() }
+}
+
+pub(crate) fn model_params(sources: &[svdq_source]) -> svdq_model_params {
+    svdq_model_params { source_count: sources.len() as u32, sources: sources.as_ptr(), ..sized() }
+}
+
+pub(crate) fn create() -> *mut svdq_context {
+    let mut context = ptr::null_mut();
+    ok(unsafe { svdq_context_create(ptr::null(), &mut context) });
+    context
+}
+
+/// The demo model in a context of its own, which is gone before the model is used.
+pub(crate) fn load(path: &CStr) -> *mut svdq_model {
+    let (context, mut model) = (create(), ptr::null_mut());
+    ok(unsafe { svdq_model_load(context, &model_params(&[source(path)]), &mut model) });
+    unsafe { svdq_context_release(context) };
+    model
+}
+
+/// The folder of the demo model.
+pub(crate) fn demo() -> CString {
+    c(repository("assets/demo").to_str().unwrap())
+}
+
+/// The demo model, loaded once for all tests.
+pub(crate) fn model() -> *mut svdq_model {
+    struct Shared(*mut svdq_model);
+    // SAFETY: the header promises that any thread may use a model.
+    unsafe impl Send for Shared {}
+    unsafe impl Sync for Shared {}
+    static MODEL: LazyLock<Shared> = LazyLock::new(|| Shared(load(&demo())));
+    MODEL.0
+}
