@@ -193,11 +193,17 @@ impl FluxWeights {
     }
 }
 
-fn check_family(checkpoint: &Checkpoint) -> Result<()> {
+/// The blocks that make a FLUX transformer, under diffusers' names.
+pub(super) fn is_flux(checkpoint: &Checkpoint) -> bool {
     let any = |prefix| checkpoint.names().any(|name| name.starts_with(prefix));
-    if any("transformer_blocks.") && any("single_transformer_blocks.") {
+    any("transformer_blocks.") && any("single_transformer_blocks.")
+}
+
+fn check_family(checkpoint: &Checkpoint) -> Result<()> {
+    if is_flux(checkpoint) {
         return Ok(());
     }
+    let any = |prefix| checkpoint.names().any(|name| name.starts_with(prefix));
     let path = checkpoint.path().to_owned();
     if any("double_blocks.") || any("model.diffusion_model.double_blocks.") {
         let what =

@@ -3,6 +3,7 @@
 mod checkpoint;
 pub mod flux;
 mod header;
+mod inspect;
 mod json;
 mod locate;
 pub mod pack;
@@ -11,6 +12,7 @@ mod pipeline;
 pub(crate) mod testing;
 
 pub use checkpoint::{Checkpoint, Tensor};
+pub use inspect::{Amount, Part, Summary, inspect};
 pub use json::{parse_json, read_json, read_text};
 pub use pipeline::{Defaults, PipelineFolder};
 pub use safetensors::Dtype;

@@ -71,7 +71,7 @@ impl FluxConfig {
     }
 
     /// The config that `checkpoint` states, held against its tensors.
-    pub(super) fn of(checkpoint: &Checkpoint) -> Result<Self> {
+    pub(in crate::weights) fn of(checkpoint: &Checkpoint) -> Result<Self> {
         let path = checkpoint.path();
         let beside = match path.is_dir() {
             true => path.to_owned(),

@@ -133,6 +133,7 @@ fn real_sizes_are_legal() {
         let (_dir, w) = sparse_flux_1(guidance);
         assert_eq!((w.config(), w.rank()), (&config, Some(32)));
         resolve(&w).unwrap();
+        summarise(w.checkpoint().path(), count);
     }
 }
 
@@ -144,6 +145,40 @@ pub(crate) fn sparse_flux_1(guidance: bool) -> (TempDir, FluxWeights) {
     let dir = TempDir::new();
     let weights = FluxWeights::open(&sparse(&dir, &text, data)).unwrap();
     (dir, weights)
+}
+
+/// The amounts that FLUX.1 takes: 8.607 G 4-bit weights, and 3.228 G in modulation.
+fn summarise(path: &Path, count: usize) {
+    let summary = crate::weights::inspect(path).unwrap();
+    let [part] = &summary.parts[..] else { panic!() };
+    assert_eq!((part.precision.as_str(), part.total().tensors), ("INT4", count));
+    assert_eq!(part.ranks.iter().collect::<Vec<_>>(), [&32]);
+    for (kind, tensors, megabytes) in [
+        ("4-bit codes", 304, 4303.4),
+        ("scales of the codes", 304, 268.9),
+        ("low-rank branches", 608, 239.1),
+        ("4-bit modulation", 304, 1817.2),
+    ] {
+        let amount = part.kinds[kind];
+        assert_eq!(amount.tensors, tensors, "{kind}");
+        assert!((amount.bytes as f64 / 1e6 - megabytes).abs() < 1.0, "{kind}: {amount}");
+    }
+    let text = summary.to_string();
+    let blocks =
+        "19 double and 38 single blocks, 3072 channels in 24 heads, T5 4096, CLIP 768, latents 64 -> 64";
+    assert!(text.contains(blocks) && text.contains("INT4, rank 32"), "{text}");
+    assert_eq!(text.contains("with guidance (dev)"), count == 2604, "{text}");
+}
+
+#[test]
+fn the_demo_pipeline_is_read() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo");
+    let folder = crate::weights::PipelineFolder::open(&path).unwrap();
+    for path in [folder.transformer(), &folder.dense_transformer()] {
+        resolve(&FluxWeights::open(path).unwrap()).unwrap();
+    }
+    let text = crate::weights::inspect(&path).unwrap().to_string();
+    assert!(text.contains("FLUX.1 pipeline") && text.contains("2 double and 3 single blocks"), "{text}");
 }
 
 #[test]
@@ -187,9 +222,10 @@ fn what_does_not_fit_is_refused() {
     let plain = vec![config.clone()];
     let meta = |text: &str| vec![config.clone(), ("quantization_config", text.to_owned())];
     type Change = fn(&mut Tensors);
+    type Case<'a> = (Vec<(&'a str, String)>, Change, &'a str);
     let same: Change = |_| {};
     #[rustfmt::skip]
-    let cases: Vec<(Vec<(&str, String)>, Change, &str)> = vec![
+    let cases: Vec<Case<'_>> = vec![
         (plain.clone(), |t| t.retain(|t| t.0 != "transformer_blocks.0.qkv_proj.smooth"), "`transformer_blocks.0.qkv_proj.smooth` is missing"),
         (plain.clone(), |t| t.retain(|t| t.0 != "single_transformer_blocks.0.out_proj.bias"), "out_proj.bias` is missing"),
         (plain.clone(), |t| t.retain(|t| t.0 != "transformer_blocks.0.mlp_fc1.lora_down"), "mlp_fc1.lora_down` is missing"),
