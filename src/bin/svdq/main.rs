@@ -2,6 +2,7 @@
 
 mod bench;
 mod generate;
+mod inspect;
 mod options;
 mod output;
 mod quantize;
@@ -62,6 +63,7 @@ fn run(start: Instant) -> Result<(), Failure> {
     match args.next()? {
         Some(Value(command)) => match command.to_str() {
             Some("generate") => generate::run(&mut args),
+            Some("inspect") => inspect::run(&mut args),
             Some("quantize") => quantize::run(&mut args),
             Some("bench") => bench::run(&mut args, start),
             _ => Err(lexopt::Error::from(format!("there is no command {command:?}")).into()),
