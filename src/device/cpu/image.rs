@@ -22,11 +22,14 @@ pub struct Conv {
 }
 
 impl Conv {
-    pub(super) fn new(level: Level, source: &ConvSource) -> Conv {
+    pub(super) fn new(on: (Level, &Pool), source: &ConvSource) -> Conv {
         let ConvSource { n, c, kernel, stride, upsample, ref weight, ref bias } = *source;
         let taps = kernel * kernel;
-        let weights =
-            Panels::pack(level, [n, taps * c], Storage::F32, |n, i| weight[(n * c + i % c) * taps + i / c]);
+        let mut by_tap = Vec::with_capacity(weight.len());
+        for filter in weight.chunks_exact(taps * c) {
+            by_tap.extend((0..taps).flat_map(|tap| filter[tap..].iter().step_by(taps)));
+        }
+        let weights = Panels::pack(on, [n, taps * c], Storage::F32, &by_tap);
         Conv { n, c, kernel, stride, upsample, bias: bias.clone(), weights, zeros: vec![0.0; c] }
     }
 

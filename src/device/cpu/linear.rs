@@ -48,36 +48,34 @@ enum Rows {
 }
 
 impl Linear {
-    pub(super) fn dense(level: Level, source: &DenseSource) -> Linear {
+    pub(super) fn dense(on: (Level, &Pool), source: &DenseSource) -> Linear {
         let DenseSource { n, k, ref weight, ref bias, storage } = *source;
-        let weights = Panels::pack(level, [n, k], storage, |n, i| weight[n * k + i]);
+        let weights = Panels::pack(on, [n, k], storage, weight);
         Linear { n, k, bias: bias.clone(), weights: Weights::Float(weights), svdq: None }
     }
 
-    pub(super) fn svdq(level: Level, profile: Profile, source: &SvdqSource<'_>) -> Linear {
+    pub(super) fn svdq(on: (Level, &Pool), profile: Profile, source: &SvdqSource<'_>) -> Linear {
         let SvdqSource { n, k, rank, unsigned, .. } = *source;
         let quantizer = Quantizer { profile, smooth: pack::unpack_vector(source.smooth), unsigned };
-        let codes = pack::unpack_codes(source.qweight, n, k);
-        let scales = pack::unpack_wscales(source.wscales, n, k);
+        let mut codes = pack::unpack_codes(source.qweight, n, k);
+        let mut scales = pack::unpack_wscales(source.wscales, n, k);
+        let (block, zero) = (quantizer.block(), quantizer.zero());
+        let weights = if profile == Profile::W4A16 {
+            let weights = dequantize(on.1, &codes, &scales, k);
+            Weights::Float(Panels::pack(on, [n, k], Storage::F32, &weights))
+        } else {
+            if profile == Profile::W4A8 {
+                scales = fold(on.1, &mut codes, &scales, k).repeat(k.div_ceil(block));
+            }
+            Weights::Int(IntPanels::pack(on, k, block, zero, &codes, &scales))
+        };
         let down = pack::unpack_lora_down(source.lora_down, k, rank);
         let up = pack::unpack_lora_up(source.lora_up, n, rank);
-        let at = |row: usize, i: usize| f32::from(codes[row * k + i]) * scales[i / 64 * n + row];
-        let (block, zero) = (quantizer.block(), quantizer.zero());
-        let weights = match profile {
-            Profile::W4A4 => Weights::Int(IntPanels::pack(level, [n, k], block, zero, &codes, |row, b| {
-                scales[b * n + row]
-            })),
-            Profile::W4A8 => {
-                let (codes, scales) = fold([n, k], at);
-                Weights::Int(IntPanels::pack(level, [n, k], block, zero, &codes, |row, _| scales[row]))
-            }
-            Profile::W4A16 => Weights::Float(Panels::pack(level, [n, k], Storage::F32, at)),
-        };
         let svdq = Svdq {
             quantizer,
             rank,
-            down: Panels::pack(level, [rank, k], Storage::Bf16, |r, i| down[r * k + i]),
-            up: Panels::pack(level, [n, rank], Storage::Bf16, |n, r| up[n * rank + r]),
+            down: Panels::pack(on, [rank, k], Storage::Bf16, &down),
+            up: Panels::pack(on, [n, rank], Storage::Bf16, &up),
         };
         Linear { n, k, bias: pack::unpack_vector(source.bias), weights, svdq: Some(svdq) }
     }
@@ -171,14 +169,43 @@ impl Svdq {
     }
 }
 
-/// The weights `[n, k]` as int8 codes with one scale a row, `absmax / 127`.
-fn fold([n, k]: [usize; 2], at: impl Fn(usize, usize) -> f32) -> (Vec<i8>, Vec<f32>) {
-    let (mut codes, mut scales) = (Vec::with_capacity(n * k), Vec::with_capacity(n));
-    for row in 0..n {
-        let scale = (0..k).fold(0.0f32, |max, i| max.max(at(row, i).abs())) / 127.0;
-        // A row of zeros gives 0/0, which is stored as 0.
-        codes.extend((0..k).map(|i| (at(row, i) / scale).round_ties_even() as i8));
-        scales.push(scale);
-    }
-    (codes, scales)
+/// Channels that share a scale of the weights.
+const GROUP: usize = 64;
+
+/// The weights `[n, k]` of codes and group scales `[k/64, n]`.
+fn dequantize(pool: &Pool, codes: &[i8], scales: &[f32], k: usize) -> Vec<f32> {
+    let n = codes.len() / k;
+    let mut weights = vec![0.0; codes.len()];
+    pool.chunks(&mut weights, k, |row, weights| {
+        let groups = weights.chunks_mut(GROUP).zip(codes[row * k..][..k].chunks(GROUP));
+        for (g, (weights, codes)) in groups.enumerate() {
+            let scale = scales[g * n + row];
+            weights.iter_mut().zip(codes).for_each(|(w, &c)| *w = f32::from(c) * scale);
+        }
+    });
+    weights
+}
+
+/// Turns 4-bit codes with group scales `[k/64, n]` into int8 codes with one scale a row, `absmax / 127`.
+fn fold(pool: &Pool, codes: &mut [i8], scales: &[f32], k: usize) -> Vec<f32> {
+    let n = codes.len() / k;
+    let mut folded = vec![0.0; n];
+    let folded_rows = Disjoint::new(&mut folded);
+    pool.chunks(codes, k, |row, codes| {
+        let scale = |g: usize| scales[g * n + row];
+        let largest = codes.chunks(GROUP).enumerate().fold(0.0f32, |max, (g, codes)| {
+            let code = codes.iter().map(|c| c.unsigned_abs()).max().unwrap_or(0);
+            max.max((f32::from(code) * scale(g)).abs())
+        });
+        let row_scale = largest / 127.0;
+        for (g, codes) in codes.chunks_mut(GROUP).enumerate() {
+            // A row of zeros gives 0/0, which is stored as 0.
+            let of = |code: usize| ((code as f32 - 8.0) * scale(g) / row_scale).round_ties_even() as i8;
+            let table: [i8; 16] = std::array::from_fn(of);
+            codes.iter_mut().for_each(|c| *c = table[(*c + 8) as usize & 15]);
+        }
+        // SAFETY: this row's scale is this task's alone.
+        unsafe { folded_rows.slice(row..row + 1) }.fill(row_scale);
+    });
+    folded
 }

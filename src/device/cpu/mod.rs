@@ -80,14 +80,14 @@ impl Device for Cpu {
 
     fn load_linear(&self, source: &LinearSource<'_>) -> Result<Linear> {
         Ok(match source {
-            LinearSource::Dense(source) => Linear::dense(self.level, source),
-            LinearSource::Awq(source) => Linear::dense(self.level, &pack::unpack_awq(source)),
-            LinearSource::Svdq(source) => Linear::svdq(self.level, self.profile, source),
+            LinearSource::Dense(source) => Linear::dense(self.on(), source),
+            LinearSource::Awq(source) => Linear::dense(self.on(), &pack::unpack_awq(source)),
+            LinearSource::Svdq(source) => Linear::svdq(self.on(), self.profile, source),
         })
     }
 
     fn load_conv(&self, source: &ConvSource) -> Result<Conv> {
-        Ok(Conv::new(self.level, source))
+        Ok(Conv::new(self.on(), source))
     }
 
     fn upload(&self, data: &[f32], cols: usize) -> Result<Tensor> {

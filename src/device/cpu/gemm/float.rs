@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code, reason = "the inner loop reads by pointer")]
 
+use super::super::pool::Pool;
 use super::super::simd::{Kernel, Level, MAX_LANES, MAX_ROWS, Simd};
 use super::{Tile, panel_width};
 use crate::ops::Storage;
@@ -23,23 +24,18 @@ enum Data {
 }
 
 impl Panels {
-    /// The weights `at(n, k)`. With [`Storage::Bf16`] every one of them is exact in bfloat16.
+    /// The weights `[n, k]`. With [`Storage::Bf16`] every one of them is exact in bfloat16.
     pub(in super::super) fn pack(
-        level: Level,
+        (level, pool): (Level, &Pool),
         [n, k]: [usize; 2],
         storage: Storage,
-        at: impl Fn(usize, usize) -> f32,
+        weights: &[f32],
     ) -> Panels {
+        assert_eq!(weights.len(), n * k, "the weights have another shape");
         let width = panel_width(level);
-        let values = (0..n.next_multiple_of(width)).step_by(width).flat_map(|start| {
-            let at = &at;
-            (0..k).flat_map(move |k| {
-                (start..start + width).map(move |column| if column < n { at(column, k) } else { 0.0 })
-            })
-        });
         let data = match storage {
-            Storage::F32 => Data::F32(values.collect()),
-            Storage::Bf16 => Data::Bf16(values.map(|v| (v.to_bits() >> 16) as u16).collect()),
+            Storage::F32 => Data::F32(pack(pool, width, k, weights, |v| v)),
+            Storage::Bf16 => Data::Bf16(pack(pool, width, k, weights, |v| (v.to_bits() >> 16) as u16)),
         };
         Panels { k, width, data }
     }
@@ -73,6 +69,28 @@ impl Panels {
             }
         }
     }
+}
+
+fn pack<T: Copy + Default + Send>(
+    pool: &Pool,
+    width: usize,
+    k: usize,
+    weights: &[f32],
+    convert: impl Fn(f32) -> T + Sync,
+) -> Vec<T> {
+    let panels = weights.len().div_ceil(width * k.max(1));
+    let mut packed = vec![T::default(); panels * width * k];
+    pool.chunks(&mut packed, (width * k).max(1), |panel, packed| {
+        let rows = &weights[panel * width * k..weights.len().min((panel + 1) * width * k)];
+        // a block at a time, so that the lines written stay in the cache
+        for (block, to) in packed.chunks_mut(BLOCK * width).enumerate() {
+            for (column, row) in rows.chunks_exact(k).enumerate() {
+                let to = to[column..].iter_mut().step_by(width);
+                to.zip(&row[block * BLOCK..]).for_each(|(to, &v)| *to = convert(v));
+            }
+        }
+    });
+    packed
 }
 
 /// `y[m, ..] += Σ_k x[m][k] · w[k, ..]`: `w` is one panel, and `y` begins at its first column.

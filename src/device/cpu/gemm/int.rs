@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code, reason = "the inner loop reads by pointer")]
 
+use super::super::pool::Pool;
 use super::super::simd::{Kernel, Level, MAX_ROWS, Simd};
 use super::{Tile, panel_width};
 
@@ -26,38 +27,45 @@ pub(in super::super) struct IntPanels {
 }
 
 impl IntPanels {
-    /// The codes `[n, k]` with scales `scale(n, block)`, for blocks of `block` channels and
-    /// rows whose codes are stored with `zero` added. `block` is a multiple of 4, as `k` is.
+    /// The codes `[n, k]` and scales `[blocks, n]`, for blocks of `block` channels and rows whose
+    /// codes are stored with `zero` added. `block` is a multiple of 4, as `k` is.
     pub(in super::super) fn pack(
-        level: Level,
-        [n, k]: [usize; 2],
+        (level, pool): (Level, &Pool),
+        k: usize,
         block: usize,
         zero: u8,
         codes: &[i8],
-        scale: impl Fn(usize, usize) -> f32,
+        scales: &[f32],
     ) -> IntPanels {
         assert!(k.is_multiple_of(4) && block.is_multiple_of(4), "blocks of {block} in {k} channels");
-        let (width, blocks) = (panel_width(level), k.div_ceil(block));
-        let mut panels = IntPanels { k, block, codes: Vec::new(), scales: Vec::new(), starts: Vec::new() };
-        for start in (0..n).step_by(width) {
-            let columns = start..start + width;
-            for four in (0..k).step_by(4) {
-                for n_ in columns.clone() {
-                    let code = |i: usize| if n_ < n { codes[n_ * k + four + i] } else { 0 };
-                    panels.codes.extend([code(0), code(1), code(2), code(3)]);
+        let (width, blocks, n) = (panel_width(level), k.div_ceil(block), codes.len() / k);
+        assert_eq!(scales.len(), blocks * n, "the scales have another shape");
+        let rows = |panel: usize| (panel * width..n.min((panel + 1) * width)).enumerate();
+        let panels = n.div_ceil(width);
+        let mut packed = vec![0; panels * width * k];
+        pool.chunks(&mut packed, width * k, |panel, packed| {
+            for (column, row) in rows(panel) {
+                let to = packed.as_chunks_mut::<4>().0[column..].iter_mut().step_by(width);
+                to.zip(codes[row * k..][..k].as_chunks::<4>().0).for_each(|(to, four)| *to = *four);
+            }
+        });
+        let mut starts = vec![0; panels * blocks * width];
+        pool.chunks(&mut starts, blocks * width, |panel, starts| {
+            for (column, row) in rows(panel) {
+                for (b, codes) in codes[row * k..][..k].chunks(block).enumerate() {
+                    let sum: i32 = codes.iter().map(|&c| i32::from(c)).sum();
+                    starts[b * width + column] = -i32::from(zero) * sum;
                 }
             }
-            for b in 0..blocks {
-                let channels = b * block..k.min((b + 1) * block);
-                for n_ in columns.clone() {
-                    let row = if n_ < n { &codes[n_ * k..][channels.clone()] } else { &[] };
-                    let sum: i32 = row.iter().map(|&c| i32::from(c)).sum();
-                    panels.starts.push(-i32::from(zero) * sum);
-                    panels.scales.push(if n_ < n { scale(n_, b) } else { 0.0 });
-                }
+        });
+        let mut by_panel = vec![0.0; panels * blocks * width];
+        for (panel, to) in by_panel.chunks_exact_mut(blocks * width).enumerate() {
+            for (from, to) in scales.chunks_exact(n).zip(to.chunks_exact_mut(width)) {
+                let from = &from[panel * width..n.min((panel + 1) * width)];
+                to[..from.len()].copy_from_slice(from);
             }
         }
-        panels
+        IntPanels { k, block, codes: packed, scales: by_panel, starts }
     }
 
     /// Adds the product of `x` and the weights to `tile`.
