@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod golden;
 mod image;
 mod linear;
 mod rows;
@@ -22,6 +23,7 @@ macro_rules! on_every_level {
 }
 
 on_every_level! {
+    golden::quantised_linears
     image::convolutions
     image::euler_steps_and_pixels
     image::group_norms
