@@ -38,8 +38,8 @@ pub(super) fn attention((level, pool): (Level, &Pool), qkv: &Tensor, spec: &Spec
 
         let mut scores = vec![0.0; queries.len() * padded];
         for (i, keys) in keys[head * padded * d..][..padded * d].chunks_exact(panel * d).enumerate() {
-            let q = queries.clone().map(|m| &qkv.row(m)[head * d..][..d]);
-            accumulate(level, &mut scores[i * panel..], padded, q, keys);
+            let q = |m: usize, _| &qkv.row(start + m)[head * d..][..d];
+            accumulate(level, (&mut scores[i * panel..], padded), queries.len(), 1, q, keys);
         }
         let mut weights = [0.0; QUERIES];
         for ((m, scores), weight) in queries.clone().zip(scores.chunks_exact_mut(padded)).zip(&mut weights) {
@@ -52,8 +52,9 @@ pub(super) fn attention((level, pool): (Level, &Pool), qkv: &Tensor, spec: &Spec
             let mut sums = [0.0; QUERIES * 2 * super::simd::MAX_LANES];
             for start in (0..rows).step_by(KEYS) {
                 let end = rows.min(start + KEYS);
-                let p = scores.chunks_exact(padded).map(|p| &p[start..end]);
-                accumulate(level, &mut sums, panel, p, &values[start * panel..end * panel]);
+                let p = |m: usize, _| &scores[m * padded..][start..end];
+                let values = &values[start * panel..end * panel];
+                accumulate(level, (&mut sums, panel), queries.len(), 1, p, values);
             }
             let columns = i * panel..d.min((i + 1) * panel);
             for ((m, sums), weight) in queries.clone().zip(sums.chunks_exact(panel)).zip(weights) {

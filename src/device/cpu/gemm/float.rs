@@ -9,6 +9,8 @@ use crate::ops::Storage;
 
 /// Rows of weights that are used for all rows of a tile while they are in the first-level cache.
 const BLOCK: usize = 128;
+/// The most taps that the kernel goes through at once.
+const SEGMENTS: usize = 9;
 
 /// Weights in panels of as many columns as the kernel computes at once: `[panel][k][column]`,
 /// the last panel filled with zeros.
@@ -50,12 +52,16 @@ impl Panels {
         row: impl Fn(usize, usize) -> &'a [f32],
     ) {
         let depth = self.k / taps;
+        // as many taps at once as fill a block
+        let together = (BLOCK / depth.max(1)).clamp(1, SEGMENTS);
         let mut widened = [0.0; BLOCK * 2 * MAX_LANES];
-        for tap in 0..taps {
+        let rows = tile.rows.clone();
+        for tap in (0..taps).step_by(together) {
+            let segments = together.min(taps - tap);
             for start in (0..depth).step_by(BLOCK) {
                 let end = depth.min(start + BLOCK);
                 let first = (tile.panel * self.k + tap * depth + start) * self.width;
-                let len = (end - start) * self.width;
+                let len = segments * (end - start) * self.width;
                 let weights = match &self.data {
                     Data::F32(w) => &w[first..][..len],
                     Data::Bf16(w) => {
@@ -64,8 +70,8 @@ impl Panels {
                         weights
                     }
                 };
-                let rows = tile.rows.clone().map(|m| &row(m, tap)[start..end]);
-                accumulate(level, tile.values, tile.stride, rows, weights);
+                let x = |m: usize, segment: usize| &row(rows.start + m, tap + segment)[start..end];
+                accumulate(level, (&mut *tile.values, tile.stride), rows.len(), segments, x, weights);
             }
         }
     }
@@ -93,30 +99,32 @@ fn pack<T: Copy + Default + Send>(
     packed
 }
 
-/// `y[m, ..] += Σ_k x[m][k] · w[k, ..]`: `w` is one panel, and `y` begins at its first column.
+/// `y[m, ..] += Σ_k x[m][k] · w[k, ..]` for `rows` rows: `w` is one panel, `y` begins at its first
+/// column, and `x(m, 0)` to `x(m, segments - 1)`, all of one length, make up row `m`.
 pub(in super::super) fn accumulate<'a>(
     level: Level,
-    y: &mut [f32],
-    stride: usize,
-    x: impl Iterator<Item = &'a [f32]>,
+    (y, stride): (&mut [f32], usize),
+    rows: usize,
+    segments: usize,
+    x: impl Fn(usize, usize) -> &'a [f32],
     w: &[f32],
 ) {
     let width = panel_width(level);
-    let k = w.len() / width;
-    let (mut rows, mut count, mut done) = ([std::ptr::null(); MAX_ROWS], 0, 0);
-    let height = level.rows();
-    let mut x = x.peekable();
-    while let Some(row) = x.next() {
-        assert_eq!(row.len(), k, "a row is not as long as the weights are deep");
-        rows[count] = row.as_ptr();
-        count += 1;
-        if count == height || x.peek().is_none() {
-            let y = &mut y[done * stride..];
-            assert!(y.len() >= (count - 1) * stride + width, "the output is too small");
-            level.run(Micro { rows: &rows, count, k, w: w.as_ptr(), y: y.as_mut_ptr(), stride });
-            done += count;
-            count = 0;
+    let k = w.len() / width / segments;
+    let mut pointers = [[std::ptr::null(); MAX_ROWS]; SEGMENTS];
+    for first in (0..rows).step_by(level.rows()) {
+        let count = level.rows().min(rows - first);
+        for (segment, pointers) in pointers[..segments].iter_mut().enumerate() {
+            for (m, pointer) in pointers[..count].iter_mut().enumerate() {
+                let x = x(first + m, segment);
+                assert_eq!(x.len(), k, "a row is not as long as the weights are deep");
+                *pointer = x.as_ptr();
+            }
         }
+        let y = &mut y[first * stride..];
+        assert!(y.len() >= (count - 1) * stride + width, "the output is too small");
+        let (w, y) = (w.as_ptr(), y.as_mut_ptr());
+        level.run(Micro { rows: &pointers[..segments], count, k, w, y, stride });
     }
 }
 
@@ -135,10 +143,10 @@ impl Kernel for Widen<'_> {
     }
 }
 
-/// One register tile: `count` rows of `k` values, `k` rows of a panel, and sums `stride` apart.
-/// Built only by [`accumulate`], which checks that the pointers reach that far.
+/// One register tile: `count` rows of `k` values in each segment, as many rows of a panel, and sums
+/// `stride` apart. Built only by [`accumulate`], which checks that the pointers reach that far.
 struct Micro<'a> {
-    rows: &'a [*const f32; MAX_ROWS],
+    rows: &'a [[*const f32; MAX_ROWS]],
     count: usize,
     k: usize,
     w: *const f32,
@@ -153,7 +161,7 @@ impl Kernel for Micro<'_> {
             ($($rows:literal)*) => {
                 match self.count {
                     // SAFETY: `accumulate` has checked the lengths.
-                    $($rows if $rows <= S::ROWS => unsafe { self.tile::<S, $rows>(s) },)*
+                    $($rows if const { $rows <= S::ROWS } => unsafe { self.tile::<S, $rows>(s) },)*
                     _ => unreachable!("a tile of {} rows", self.count),
                 }
             };
@@ -176,13 +184,15 @@ impl Micro<'_> {
                     *sum = s.load_at(self.y.add(r * self.stride + c * S::LANES));
                 }
             }
-            for k in 0..self.k {
-                let w = self.w.add(k * width);
-                let w = [s.load_at(w), s.load_at(w.add(S::LANES))];
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    let x = s.splat(*self.rows[r].add(k));
-                    for (sum, w) in sums.iter_mut().zip(w) {
-                        *sum = s.fma(x, w, *sum);
+            for (segment, rows) in self.rows.iter().enumerate() {
+                for k in 0..self.k {
+                    let w = self.w.add((segment * self.k + k) * width);
+                    let w = [s.load_at(w), s.load_at(w.add(S::LANES))];
+                    for (sums, row) in sums.iter_mut().zip(rows) {
+                        let x = s.splat(*row.add(k));
+                        for (sum, w) in sums.iter_mut().zip(w) {
+                            *sum = s.fma(x, w, *sum);
+                        }
                     }
                 }
             }

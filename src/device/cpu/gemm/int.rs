@@ -109,7 +109,7 @@ impl Kernel for Micro<'_> {
             ($($rows:literal)*) => {
                 match self.count {
                     // SAFETY: the slices are cut to the shapes that the tile reads.
-                    $($rows if $rows <= S::INT_ROWS => unsafe { self.tile::<S, $rows>(s) },)*
+                    $($rows if const { $rows <= S::INT_ROWS } => unsafe { self.tile::<S, $rows>(s) },)*
                     _ => unreachable!("a tile of {} rows", self.count),
                 }
             };
