@@ -6,6 +6,7 @@ use crate::weights::pack::{
     f32_to_bf16, pack_awq_codes, pack_codes, pack_lora_down, pack_lora_up, pack_vector, pack_wscales,
 };
 
+use super::inputs::Inputs;
 use super::matrix::Matrix;
 use super::round::GROUP;
 use super::{QuantizeOptions, awq, svdq};
@@ -19,16 +20,22 @@ pub(super) struct Layer {
 }
 
 /// Quantises a linear; a modulation has `chunks` chunks.
-pub(super) fn quantize(dense: DenseSource, part: Part, chunks: usize, options: &QuantizeOptions) -> Layer {
+pub(super) fn quantize(
+    dense: DenseSource,
+    part: Part,
+    chunks: usize,
+    inputs: &Inputs,
+    options: &QuantizeOptions,
+) -> Layer {
     match part {
-        Part::Modulation => modulation(dense, chunks, options.threads()),
-        _ => low_rank(dense, part, options),
+        Part::Modulation => modulation(dense, chunks, inputs, options.threads()),
+        _ => low_rank(dense, part, inputs, options),
     }
 }
 
-fn modulation(dense: DenseSource, chunks: usize, threads: usize) -> Layer {
+fn modulation(dense: DenseSource, chunks: usize, inputs: &Inputs, threads: usize) -> Layer {
     let DenseSource { n, k, weight, bias, .. } = dense;
-    let awq = awq::quantize(&Matrix::new(n, k, weight), &bias, chunks, threads);
+    let awq = awq::quantize(&Matrix::new(n, k, weight), &bias, chunks, inputs, threads);
     let tensors = vec![
         ("qweight", pack_awq_codes(&awq.codes, n, k)),
         ("wscales", f32_to_bf16(&awq.scales)),
@@ -38,13 +45,13 @@ fn modulation(dense: DenseSource, chunks: usize, threads: usize) -> Layer {
     Layer { tensors, sqnr_db: awq.sqnr_db }
 }
 
-fn low_rank(dense: DenseSource, part: Part, options: &QuantizeOptions) -> Layer {
+fn low_rank(dense: DenseSource, part: Part, inputs: &Inputs, options: &QuantizeOptions) -> Layer {
     let DenseSource { n, k, weight, mut bias, .. } = dense;
     bias.resize(n, 0.0); // the out projection of a single block has none of its own
     let dense = svdq::Dense {
         weight: Matrix::new(n, k, weight),
         bias: &bias,
-        input_rms: &vec![1.0; k],
+        input_rms: &inputs.rms(part, k),
         shifted: part == Part::Fc2,
     };
     let svdq = svdq::quantize(dense, options.rank, options.rounds, options.threads());

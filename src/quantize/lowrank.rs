@@ -63,25 +63,44 @@ fn transposed_columns(m: &Matrix, count: usize) -> Matrix {
     out
 }
 
-/// A matrix with orthonormal columns that spans the columns of `y`; directions that `y` lacks are zero columns.
+/// A matrix with orthonormal columns that spans the columns of `y`; columns that depend on those before them become zero.
 fn orthonormal(y: &Matrix, threads: usize) -> Matrix {
-    let once = decorrelated(y, threads);
-    decorrelated(&once, threads) // the second time removes what rounding left in the first
+    let once = orthogonalised(y, threads);
+    orthogonalised(&once, threads) // the second time removes what rounding left in the first
 }
 
-/// `y V Λ^-½`, where `yᵀy = V Λ Vᵀ`.
-fn decorrelated(y: &Matrix, threads: usize) -> Matrix {
+/// `y R⁻¹`, where `yᵀy = RᵀR` with an upper triangular `R` (Cholesky).
+fn orthogonalised(y: &Matrix, threads: usize) -> Matrix {
     let l = y.cols;
-    let (values, mut vectors) = eigen(gram(y), l);
-    // singular values below f32's resolution of the largest are rounding errors
-    let floor = values[0] * (f32::EPSILON as f64).powi(2);
-    for row in vectors.chunks_exact_mut(l) {
-        for (v, &value) in row.iter_mut().zip(&values) {
-            *v = if value > floor { *v / value.sqrt() } else { 0.0 };
+    let inverse = inverse_factor(gram(y), l);
+    product(Left::Plain(y), &Matrix::new(l, l, inverse.iter().map(|&v| v as f32).collect()), threads)
+}
+
+/// The inverse of the upper triangular `R` with `RᵀR = g`; rows and columns that have no pivot are zero.
+fn inverse_factor(g: Vec<f64>, l: usize) -> Vec<f64> {
+    let (mut r, mut inverse) = (g.clone(), vec![0.0; l * l]);
+    for j in 0..l {
+        // a column whose part of its own is below f32's resolution holds rounding errors
+        let pivot = r[j * l + j];
+        if pivot <= g[j * l + j] * 1e-12 {
+            r[j * l + j..(j + 1) * l].fill(0.0);
+            continue;
         }
+        let root = pivot.sqrt();
+        r[j * l + j..(j + 1) * l].iter_mut().for_each(|v| *v /= root);
+        for i in j + 1..l {
+            let factor = r[j * l + i];
+            for c in i..l {
+                r[i * l + c] -= factor * r[j * l + c];
+            }
+        }
+        for i in 0..j {
+            let sum: f64 = (i..j).map(|m| inverse[i * l + m] * r[m * l + j]).sum();
+            inverse[i * l + j] = -sum / root;
+        }
+        inverse[j * l + j] = 1.0 / root;
     }
-    let map = Matrix::new(l, l, vectors.iter().map(|&v| v as f32).collect());
-    product(Left::Plain(y), &map, threads)
+    inverse
 }
 
 /// `yᵀy`, `[l, l]`, in f64.
@@ -208,9 +227,9 @@ mod tests {
         let mut subspace = Subspace::random(192, 16);
         let low = subspace.approximate(&m, 4, 1);
         assert!(error(&m, &low) < 1.001 * best, "{} against {best}", error(&m, &low));
-        for r in 0..16 {
+        for (r, &value) in sigma.iter().take(16).enumerate() {
             let column: Vec<f32> = (0..128).map(|i| low.up.row(i)[r]).collect();
-            assert!((norm(&column) - sigma[r] as f64).abs() < 1e-3 * sigma[r] as f64);
+            assert!((norm(&column) - value as f64).abs() < 1e-3 * value as f64);
             assert!((norm(low.down.row(r)) - 1.0).abs() < 1e-5);
         }
         // the kept subspace needs no iteration to be as good again

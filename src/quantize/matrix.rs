@@ -28,6 +28,17 @@ impl Matrix {
     }
 }
 
+/// `mᵀ`
+pub(super) fn transposed(m: &Matrix) -> Matrix {
+    let mut out = Matrix::zeros(m.cols, m.rows);
+    for r in 0..m.rows {
+        for (c, &value) in m.row(r).iter().enumerate() {
+            out.data[c * m.rows + r] = value;
+        }
+    }
+    out
+}
+
 /// Left factor of a product: a matrix or its transpose.
 #[derive(Clone, Copy)]
 pub(super) enum Left<'a> {

@@ -5,9 +5,11 @@
 //! W diag(s) = U D + R,    y ≈ Q(R) (x / s) + U (D / s) x + b
 //! ```
 //! a low-rank branch in bf16 and a residual `Q(R)` in 4 bits; the smoothing `s` moves the difficulty between weights and activations. The modulation linears become
-//! plain 4-bit with a scale and a zero for each group. All else stays bf16.
+//! plain 4-bit with a scale and a zero for each group, rounded with error feedback for sampled conditioning. All else stays bf16.
 
 mod awq;
+mod feedback;
+mod inputs;
 mod layer;
 mod lowrank;
 mod matrix;
@@ -29,6 +31,7 @@ use crate::weights::flux::{FluxConfig, FluxWeights, Part, Stream, inventory};
 use crate::weights::pack::f32_to_bf16;
 use crate::weights::{Checkpoint, Dtype, read_json};
 use crate::{Error, Result};
+use inputs::Inputs;
 use layer::Layer;
 pub use report::{LayerReport, Report};
 use writer::Writer;
@@ -101,6 +104,7 @@ pub fn quantize(
     let tensors = inventory(weights.config(), options.rank);
     let metadata = metadata(&input, weights.config(), options.rank)?;
     let mut writer = Writer::create(output, &metadata, tensors)?;
+    let mut inputs = Inputs::sample(&weights, options.threads())?;
     let mut layers = Vec::new();
     while let Some((name, shape)) = writer.due() {
         let Some(layer_name) = name.strip_suffix(".qweight") else {
@@ -111,7 +115,10 @@ pub fn quantize(
             linears.get(layers.len()).ok_or_else(|| Error::Internal(format!("no source for `{name}`")))?;
         let dense = read(&weights, block, part, layer_name, &shape)?;
         let [n, k] = [dense.n, dense.k];
-        let Layer { tensors, sqnr_db } = layer::quantize(dense, part, block.chunks(), options);
+        if part == Part::Modulation {
+            inputs.enter_block(&dense, block.chunks());
+        }
+        let Layer { tensors, sqnr_db } = layer::quantize(dense, part, block.chunks(), &inputs, options);
         for (suffix, bytes) in tensors {
             writer.write(&format!("{layer_name}.{suffix}"), &bytes)?;
         }

@@ -66,22 +66,24 @@ pub(super) fn quantize(dense: Dense<'_>, rank: usize, rounds: usize, threads: us
     let importance: Vec<f32> = input_rms.iter().zip(&smooth).map(|(a, s)| (a / s).powi(2)).collect();
 
     let mut subspace = Subspace::random(hat.cols, rank);
-    let mut target = hat.clone();
-    let mut best: Option<(Residual, LowRank)> = None;
-    for round in 0..rounds.max(1) {
-        let iterations = if round == 0 { FIRST_ITERATIONS } else { LATER_ITERATIONS };
+    let mut fit = |target: Matrix, iterations: usize| {
         let branch = stored(subspace.approximate(&target, iterations, threads), &smooth);
         drop(target);
-        let residual;
-        (residual, target) = round_residual(&hat, &branch, &smooth, &importance, threads);
-        if best.as_ref().is_none_or(|(b, _)| residual.error < b.error) {
-            best = Some((residual, branch));
+        let (residual, rest) = round_residual(&hat, &branch, &smooth, &importance, threads);
+        (residual, branch, rest)
+    };
+    let (mut residual, mut branch, mut target) = fit(hat.clone(), FIRST_ITERATIONS);
+    for _ in 1..rounds {
+        let (next, next_branch, rest) = fit(target, LATER_ITERATIONS);
+        if next.error < residual.error {
+            (residual, branch) = (next, next_branch);
         }
+        target = rest;
     }
-    let (residual, LowRank { up, down }) = best.expect("at least one round");
 
     let power = weighted_power(&hat, &importance);
     let sqnr_db = super::decibel(power, residual.error);
+    let LowRank { up, down } = branch;
     let shift = if shifted { SHIFT } else { 0.0 };
     let bias = shifted_bias(bias, &residual, &smooth, shift);
     Svdq { codes: residual.codes, scales: residual.scales, smooth, down, up, bias, sqnr_db }

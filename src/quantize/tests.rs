@@ -119,6 +119,19 @@ fn dequantised(source: LinearSource<'_>) -> (Vec<f64>, Vec<f64>) {
     }
 }
 
+/// Power of the outputs of `weight`, `[n, k]`, for the inputs that the quantiser assumes.
+fn output_power(weight: &[f64], k: usize, inputs: &Inputs, part: Part) -> f64 {
+    if part == Part::Modulation {
+        let samples = inputs.conditioning();
+        let output = |row: &[f64], s: usize| -> f64 {
+            row.iter().enumerate().map(|(i, w)| w * samples.row(i)[s] as f64).sum()
+        };
+        return weight.chunks(k).flat_map(|row| (0..samples.cols).map(move |s| output(row, s).powi(2))).sum();
+    }
+    let rms = inputs.rms(part, k);
+    weight.iter().enumerate().map(|(i, w)| (w * rms[i % k] as f64).powi(2)).sum()
+}
+
 fn open(weights: &FluxWeights, block: Block, part: Part) -> LinearSource<'_> {
     match block {
         Block::Double(index, stream) => weights.double(index, stream, part).unwrap(),
@@ -139,14 +152,19 @@ fn the_file_is_what_the_report_says() {
     assert_eq!(quantised.config(), dense.config());
     let linears = linears(dense.config());
     assert_eq!(report.layers.len(), linears.len());
+    let mut inputs = Inputs::sample(&dense, 1).unwrap();
     for (layer, (block, part)) in report.layers.iter().zip(linears) {
         let wanted = match open(&dense, block, part) {
             LinearSource::Dense(dense) => dense,
             _ => panic!("{layer}: the input is dense"),
         };
         let (weight, bias) = dequantised(open(&quantised, block, part));
-        let power: f64 = wanted.weight.iter().map(|&w| (w as f64).powi(2)).sum();
-        let error: f64 = wanted.weight.iter().zip(&weight).map(|(&w, v)| (w as f64 - v).powi(2)).sum();
+        if part == Part::Modulation {
+            inputs.enter_block(&wanted, block.chunks());
+        }
+        let diff: Vec<f64> = wanted.weight.iter().zip(&weight).map(|(&w, v)| w as f64 - v).collect();
+        let all: Vec<f64> = wanted.weight.iter().map(|&w| w as f64).collect();
+        let [power, error] = [all, diff].map(|w| output_power(&w, wanted.k, &inputs, part));
         // sums in f32 by group on one side
         assert!((decibel(power, error) - layer.sqnr_db).abs() < 0.01, "{layer}: {}", decibel(power, error));
         assert!(layer.sqnr_db > 15.0, "{layer}");
@@ -156,6 +174,27 @@ fn the_file_is_what_the_report_says() {
             assert!((b - wanted).abs() <= 1.0 / 256.0, "{layer}: bias {row} is {b}, not {wanted}");
         }
     }
+}
+
+#[test]
+fn inputs_are_as_large_as_the_modulation_makes_them() {
+    let input = transformer_folder(HIDDEN);
+    let weights = FluxWeights::open(input.path()).unwrap();
+    let LinearSource::Dense(mut modulation) = weights.single(0, Part::Modulation).unwrap() else {
+        panic!("the input is dense");
+    };
+    // constants: shift 3 and scale 4 (its 1 included) in channel 5, elsewhere shift 0 and scale 1
+    modulation.weight.fill(0.0);
+    modulation.bias = [vec![0.0; HIDDEN], vec![1.0; HIDDEN], vec![9.0; HIDDEN]].concat();
+    modulation.bias[5] = 3.0;
+    modulation.bias[HIDDEN + 5] = 4.0;
+    let mut inputs = Inputs::sample(&weights, 1).unwrap();
+    inputs.enter_block(&modulation, 3);
+    for part in [Part::Qkv, Part::Fc1] {
+        let rms = inputs.rms(part, HIDDEN);
+        assert_eq!((rms.len(), rms[5], rms[6]), (HIDDEN, 5.0, 1.0));
+    }
+    assert_eq!(inputs.rms(Part::Fc2, 4), [1.0; 4]);
 }
 
 #[test]
