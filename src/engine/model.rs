@@ -126,24 +126,35 @@ impl Model {
         image: &mut ImageMut<'_>,
         progress: &mut ProgressFn<'_>,
     ) -> Result<Timings> {
-        let request = self.request(params)?;
-        if (image.width(), image.height()) != (request.width as u32, request.height as u32) {
+        let params = self.resolve(params)?;
+        if (image.width(), image.height()) != (params.width, params.height) {
             return Err(Error::InvalidArgument(format!(
                 "the output image is {}x{} pixels, but {}x{} are to be generated",
                 image.width(),
                 image.height(),
-                request.width,
-                request.height
+                params.width,
+                params.height
             )));
         }
+        let request = Request {
+            prompt: params.prompt,
+            width: params.width as usize,
+            height: params.height as usize,
+            steps: params.steps as usize,
+            guidance: params.guidance,
+            seed: params.seed,
+        };
         let _running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
         let (rgb, timings) = self.0.pipeline.generate(&request, progress)?;
         image.write_rgb8(&rgb);
         Ok(timings)
     }
 
-    /// Fills in defaults and checks every parameter.
-    fn request<'a>(&self, params: &GenerateParams<'a>) -> Result<Request<'a>> {
+    /// The parameters with the model's defaults in place of zeros.
+    ///
+    /// # Errors
+    /// As [`Self::generate`], for parameters that the model cannot do.
+    pub fn resolve<'a>(&self, params: &GenerateParams<'a>) -> Result<GenerateParams<'a>> {
         let info = &self.0.info;
         let or = |value, default| if value == 0 { default } else { value };
         let invalid = |what: String| Err(Error::InvalidArgument(what));
@@ -170,13 +181,6 @@ impl Model {
         if !guidance.is_finite() || guidance < 0.0 {
             return invalid(format!("guidance is {guidance}: it has to be a finite number, 0 or above"));
         }
-        Ok(Request {
-            prompt: params.prompt,
-            width: width as usize,
-            height: height as usize,
-            steps: steps as usize,
-            guidance,
-            seed: params.seed,
-        })
+        Ok(GenerateParams { width, height, steps, guidance, ..params.clone() })
     }
 }

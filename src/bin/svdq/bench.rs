@@ -40,10 +40,7 @@ pub(crate) fn run(args: &mut lexopt::Parser, start: Instant) -> Result<(), Failu
     }
 
     let loaded = model.load()?;
-    let info = loaded.info();
-    if params.width == 0 {
-        (params.width, params.height) = (info.default_width, info.default_height);
-    }
+    let params = loaded.resolve(&params)?;
     let mut pixels = vec![0; params.width as usize * params.height as usize * 3];
     let mut first_step = None;
     let mut parts = Parts::default();
@@ -70,8 +67,8 @@ pub(crate) fn run(args: &mut lexopt::Parser, start: Instant) -> Result<(), Failu
          start of the command to its first step {:.1} ms\n",
         params.width,
         params.height,
-        if params.steps == 0 { info.default_steps } else { params.steps },
-        info.profile,
+        params.steps,
+        loaded.info().profile,
         milliseconds(first_step.unwrap_or_default()),
     ))
 }

@@ -43,15 +43,9 @@ pub(crate) fn run(args: &mut lexopt::Parser) -> Result<(), Failure> {
 
     let file = PngFile::create(&output)?;
     let loaded = model.load()?;
-    let info = loaded.info();
-    if params.width == 0 {
-        (params.width, params.height) = (info.default_width, info.default_height);
-    }
+    let params = loaded.resolve(&params)?;
     let bytes = ImageMut::bytes_needed(PixelFormat::Rgb8, params.width, params.height, 0)?;
-    let mut pixels = Vec::new();
-    let out_of_memory = |_| svdq::Error::OutOfHostMemory { what: "the image".into(), bytes };
-    pixels.try_reserve_exact(bytes as usize).map_err(out_of_memory)?;
-    pixels.resize(bytes as usize, 0);
+    let mut pixels = vec![0; bytes as usize];
     let mut image = ImageMut::new(&mut pixels, PixelFormat::Rgb8, params.width, params.height, 0, false)?;
 
     let terminal = std::io::stderr().is_terminal();
@@ -61,7 +55,7 @@ pub(crate) fn run(args: &mut lexopt::Parser) -> Result<(), Failure> {
         }
         ControlFlow::Continue(())
     })?;
-    file.write(&pixels, params.width, params.height, &parameters(&params, info))?;
+    file.write(&pixels, params.width, params.height, &metadata(&params, loaded.info()))?;
     if terminal {
         eprintln!("\r\x1b[K{}", output.display());
     }
@@ -84,13 +78,12 @@ fn show(progress: Progress) {
 }
 
 /// The text that image viewers and web interfaces for diffusion models read back.
-fn parameters(params: &GenerateParams<'_>, info: &ModelInfo) -> String {
-    let or = |value: u32, default: u32| if value == 0 { default } else { value };
-    let guidance = if params.guidance == 0.0 { info.default_guidance } else { params.guidance };
+fn metadata(params: &GenerateParams<'_>, info: &ModelInfo) -> String {
     format!(
-        "{}\nSteps: {}, Sampler: FlowMatchEuler, Guidance: {guidance}, Seed: {}, Size: {}x{}, Profile: {:?}, Version: svdq {}",
+        "{}\nSteps: {}, Sampler: FlowMatchEuler, Guidance: {}, Seed: {}, Size: {}x{}, Profile: {:?}, Version: svdq {}",
         params.prompt,
-        or(params.steps, info.default_steps),
+        params.steps,
+        params.guidance,
         params.seed,
         params.width,
         params.height,
