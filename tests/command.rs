@@ -1,0 +1,217 @@
+//! The `svdq` command, run as a user would run it.
+
+#![allow(clippy::unwrap_used)]
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// A folder for a test's files, removed with it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("svdq-command-{}-{name}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(&self.0).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn svdq<S: AsRef<OsStr>>(args: &[S]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_svdq"))
+        .args(args)
+        .current_dir(ROOT)
+        .env_remove("SVDQ_MODEL")
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Pixels and the `parameters` text of a PNG.
+fn read_png(path: &Path) -> ((u32, u32), Vec<u8>, String) {
+    let decoder = png::Decoder::new(std::io::BufReader::new(fs::File::open(path).unwrap()));
+    let mut reader = decoder.read_info().unwrap();
+    let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+    reader.next_frame(&mut pixels).unwrap();
+    let info = reader.info();
+    let chunk = info.utf8_text.iter().find(|chunk| chunk.keyword == "parameters").unwrap();
+    ((info.width, info.height), pixels, chunk.get_text().unwrap())
+}
+
+/// The README's first command, with another name for the file: a picture, and nothing on a pipe.
+#[test]
+fn generate_makes_a_picture() {
+    let folder = Folder::new("picture");
+    let path = folder.0.join("potion.png");
+    let run = svdq(&[
+        OsStr::new("generate"),
+        OsStr::new("pixel art blue potion"),
+        OsStr::new("-o"),
+        path.as_os_str(),
+    ]);
+    assert!(run.status.success(), "{}", text(&run.stderr));
+    assert_eq!((text(&run.stdout), text(&run.stderr)), (String::new(), String::new()));
+    assert_eq!(folder.names(), ["potion.png"]);
+
+    let (size, pixels, parameters) = read_png(&path);
+    assert_eq!(size, (128, 128));
+    assert!(parameters.starts_with("pixel art blue potion\nSteps: 20, "), "{parameters}");
+    assert!(parameters.contains("Guidance: 3.5, Seed: 0, Size: 128x128, Profile: W4A8"), "{parameters}");
+    // A potion on a light ground: neither flat nor noise, with more blue than red in its dark pixels.
+    let dark: Vec<&[u8]> =
+        pixels.chunks(3).filter(|p| p.iter().map(|&c| u32::from(c)).sum::<u32>() < 400).collect();
+    assert!(dark.len() > 500 && dark.len() < 128 * 128 / 2, "{} dark pixels", dark.len());
+    let sum = |channel: usize| dark.iter().map(|p| u64::from(p[channel])).sum::<u64>();
+    assert!(sum(2) > sum(0), "blue {} red {}", sum(2), sum(0));
+}
+
+#[test]
+fn the_same_seed_is_the_same_file_with_any_number_of_threads() {
+    let folder = Folder::new("seed");
+    let file = |name: &str, options: &[&str]| {
+        let path = folder.0.join(name);
+        let mut args =
+            vec!["generate", "pixel art kite shield", "--steps", "3", "-o", path.to_str().unwrap()];
+        args.extend(options);
+        let run = svdq(&args);
+        assert!(run.status.success(), "{}", text(&run.stderr));
+        fs::read(path).unwrap()
+    };
+    for profile in ["w4a4", "w4a8", "w4a16"] {
+        let first = file("a.png", &["--seed", "7", "--profile", profile, "--threads", "1"]);
+        assert_eq!(
+            first,
+            file("b.png", &["--seed", "7", "--profile", profile, "--threads", "3"]),
+            "{profile}"
+        );
+        assert_ne!(first, file("c.png", &["--seed", "8", "--profile", profile]), "{profile}");
+    }
+}
+
+/// Sizes other than the default, not square, down to one patch.
+#[test]
+fn generate_makes_other_sizes() {
+    let folder = Folder::new("sizes");
+    for (size, expected) in [("160x96", (160, 96)), ("16x16", (16, 16))] {
+        let path = folder.0.join("out.png");
+        let run = svdq(&[
+            "generate",
+            "a flat icon of a key",
+            "--size",
+            size,
+            "--steps",
+            "2",
+            "-o",
+            path.to_str().unwrap(),
+        ]);
+        assert!(run.status.success(), "{}", text(&run.stderr));
+        assert_eq!(read_png(&path).0, expected);
+    }
+}
+
+/// Each names what is wrong, in one line, and leaves no file.
+#[test]
+fn bad_arguments_are_refused() {
+    let folder = Folder::new("bad");
+    let out = folder.0.join("out.png");
+    let out = out.to_str().unwrap();
+    let cases: &[(&[&str], i32, &str)] = &[
+        (&["generate", "x", "-o", out, "--size", "0x128"], 2, "0x128"),
+        (&["generate", "x", "-o", out, "--size", "banana"], 2, "banana"),
+        (
+            &["generate", "x", "-o", out, "--size", "120x128"],
+            1,
+            "width is 120, which is not a multiple of 16",
+        ),
+        (&["generate", "x", "-o", out, "--size", "128x99999984"], 1, "height is 99999984"),
+        (&["generate", "x", "-o", out, "--size", "4096x4096"], 1, "4096x4096 pixels are too many"),
+        (&["generate", "x", "-o", out, "--steps", "0"], 2, "--steps"),
+        (&["generate", "x", "-o", out, "--steps", "1001"], 1, "steps is 1001"),
+        (&["generate", "x", "-o", out, "--guidance", "-1"], 1, "guidance is -1"),
+        (&["generate", "x", "-o", out, "--guidance", "NaN"], 1, "guidance is NaN"),
+        (&["generate", "x", "-o", out, "--profile", "w2a2"], 2, "w2a2"),
+        (&["generate", "x", "-o", out, "--threads", "100000"], 1, "threads is 100000"),
+        (&["generate", "x", "-o", out, "--colour", "red"], 2, "--colour"),
+        (&["generate", "x", "-o", out, "--model", "src"], 1, "src"),
+        (&["generate", "x", "-o", out, "--model", "nowhere"], 1, "nowhere"),
+        (&["generate", "x", "-o", out, "--transformer", "assets/demo/vae"], 1, "assets/demo/vae"),
+        (&["generate", "x", "-o", out, "--transformer", "README.md"], 1, "README.md"),
+        (&["generate", "x", "-o", "nowhere/out.png"], 1, "nowhere/out.png"),
+        (&["generate", "x", "-o", "src"], 1, "src"),
+        (&["generate"], 2, "prompt"),
+        (&["paint"], 2, "paint"),
+        (&[], 2, "command"),
+        (&["inspect"], 2, "path"),
+        (&["inspect", "nowhere"], 1, "nowhere"),
+        (&["inspect", "README.md"], 1, "README.md"),
+        (&["quantize", "assets/demo"], 2, "file to write"),
+        (&["quantize", "assets/demo/vae", out], 1, "assets/demo/vae"),
+        (&["quantize", "assets/demo", out, "--rank", "20"], 1, "20"),
+    ];
+    for (args, status, expected) in cases {
+        let run = svdq(args);
+        let message = text(&run.stderr);
+        assert_eq!(run.status.code(), Some(*status), "{args:?}: {message}");
+        assert!(message.starts_with("svdq: ") && message.contains(expected), "{args:?}: {message}");
+        assert!(message.trim_end().lines().count() <= 2, "{args:?}: {message}");
+        assert!(run.stdout.is_empty(), "{args:?}");
+    }
+    assert!(folder.names().is_empty(), "{:?}", folder.names());
+}
+
+#[test]
+fn a_prompt_that_is_not_utf_8_is_refused() {
+    let run = svdq(&[OsStr::new("generate"), OsStr::from_bytes(b"potion \xff")]);
+    assert_eq!(run.status.code(), Some(2));
+    assert!(text(&run.stderr).contains("unicode"), "{}", text(&run.stderr));
+}
+
+/// A model quantised by the command is inspected and runs.
+#[test]
+fn quantize_inspect_generate() {
+    let folder = Folder::new("quantize");
+    let file = folder.0.join("svdq-int4_r16.safetensors");
+    let file = file.to_str().unwrap();
+    let run = svdq(&["quantize", "assets/demo", file, "--rank", "16"]);
+    assert!(run.status.success(), "{}", text(&run.stderr));
+    assert!(text(&run.stdout).contains("transformer_blocks.0.qkv_proj"), "{}", text(&run.stdout));
+    assert_eq!(folder.names(), ["svdq-int4_r16.safetensors"]);
+
+    let run = svdq(&["inspect", file]);
+    let summary = text(&run.stdout);
+    assert!(run.status.success() && summary.contains("INT4") && summary.contains("16"), "{summary}");
+
+    let out = folder.0.join("out.png");
+    let run = svdq(&[
+        "generate",
+        "pixel art key",
+        "--transformer",
+        file,
+        "--steps",
+        "2",
+        "-o",
+        out.to_str().unwrap(),
+    ]);
+    assert!(run.status.success(), "{}", text(&run.stderr));
+    assert_eq!(read_png(&out).0, (128, 128));
+}
