@@ -1,10 +1,12 @@
-//! One modulation linear: 4-bit weights with a scale and a zero for each group of 64, activations as they are.
+//! One modulation linear: 4-bit weights with a scale and a zero for each group of 64, activations as they
+//! are.
 
 use super::inputs::Inputs;
 use super::matrix::{Left, Matrix, for_each, product, vectorized};
 use super::round::{GROUP, Group, Unsigned, round_unsigned};
 
-/// The parts of a quantised modulation linear, rows interleaved as they are stored; scales and zeros are exact in bf16.
+/// The parts of a quantised modulation linear, rows interleaved as they are stored; scales and zeros are
+/// exact in bf16.
 pub(super) struct Awq {
     /// `[n, k]`, 0 ..= 15
     pub(super) codes: Vec<u8>,
@@ -33,8 +35,8 @@ struct Block<'a> {
     error: f64,
 }
 
-/// Quantises a modulation linear whose rows are in `chunks` chunks (shift, scale, gate, ...), one after the other. Row `d` of chunk
-/// `s` becomes row `d · chunks + s`.
+/// Quantises a modulation linear whose rows are in `chunks` chunks (shift, scale, gate, ...), one after the
+/// other. Row `d` of chunk `s` becomes row `d · chunks + s`.
 pub(super) fn quantize(weight: &Matrix, bias: &[f32], chunks: usize, inputs: &Inputs, threads: usize) -> Awq {
     let (n, k) = (weight.rows, weight.cols);
     let source = |stored: usize| stored % chunks * (n / chunks) + stored / chunks;
@@ -87,7 +89,8 @@ fn round_block(block: &mut Block<'_>, inputs: &Inputs) {
     block.error = power(&product(Left::Transposed(&errors), inputs.conditioning(), 1));
 }
 
-/// Rounds a group from `target`, which takes up the errors as they come; scale and zero are those that fit it at first.
+/// Rounds a group from `target`, which takes up the errors as they come; scale and zero are those that fit it
+/// at first.
 #[inline(always)]
 fn round_with_feedback(
     weight: &Group<f32>,

@@ -1,14 +1,16 @@
-//! Rounding with feedback: what rounding one column of a weight does to the outputs is made up for in the columns
-//! to come (LDLQ of Chee et al., QuIP, 2023, which equals GPTQ).
+//! Rounding with feedback: what rounding one column of a weight does to the outputs is made up for in the
+//! columns to come (LDLQ of Chee et al., QuIP, 2023, which equals GPTQ).
 
 use super::matrix::{Left, Matrix, product, transposed, vectorized};
 use super::round::{GROUP, Group};
 
-/// Added to the diagonal of the second moments, relative to its mean: how much the columns are taken to vary on their own.
+/// Added to the diagonal of the second moments, relative to its mean: how much the columns are taken to vary
+/// on their own.
 const DAMPING: f64 = 0.01;
 
-/// The factor `V` of the inputs' second moments `H = V D Vᵀ`, unit upper triangular. If column `j` is rounded from `w_j + Σ_{i<j} e_i V_ij`, where `e_i` are the
-/// errors of the columns before it, the outputs' errors are least.
+/// The factor `V` of the inputs' second moments `H = V D Vᵀ`, unit upper triangular. If column `j` is rounded
+/// from `w_j + Σ_{i<j} e_i V_ij`, where `e_i` are the errors of the columns before it, the outputs' errors
+/// are least.
 pub(super) struct Feedback {
     /// For each group of columns the rows of `V` before the group, `[64 g, 64]`.
     pub(super) before: Vec<Matrix>,

@@ -1,8 +1,8 @@
 //! How large the inputs of the linears are, as far as the weights alone tell.
 //!
-//! The inputs of qkv and fc1 are `LayerNorm(x) · scale + shift`. Scale and shift depend on nothing but timestep,
-//! guidance and pooled text through linears that are all at hand, so sampling these three
-//! shows which channels are large.
+//! The inputs of qkv and fc1 are `LayerNorm(x) · scale + shift`. Scale and shift depend on nothing but
+//! timestep, guidance and pooled text through linears that are all at hand, so sampling these three shows
+//! which channels are large.
 
 use std::f32::consts::LN_10;
 
@@ -18,7 +18,8 @@ const SAMPLES: usize = 256;
 /// Channels of the sinusoids of timestep and guidance.
 const SINUSOID: usize = 256;
 
-/// Samples of the conditioning vector, and the sizes of the inputs that the current block's modulation implies.
+/// Samples of the conditioning vector, and the sizes of the inputs that the current block's modulation
+/// implies.
 pub(super) struct Inputs {
     /// `silu(temb)`, `[hidden, SAMPLES]`
     conditioning: Matrix,
@@ -65,7 +66,8 @@ impl Inputs {
         &self.feedback
     }
 
-    /// Takes note of a block's modulation: chunks of shift, scale and gate, once (single blocks) or for attention and MLP.
+    /// Takes note of a block's modulation: chunks of shift, scale and gate, once (single blocks) or for
+    /// attention and MLP.
     pub(super) fn enter_block(&mut self, modulation: &DenseSource, chunks: usize) {
         let hidden = modulation.n / chunks;
         let weight = Matrix::new(modulation.n, modulation.k, modulation.weight.clone());
@@ -83,8 +85,8 @@ impl Inputs {
         self.modulated = [rms(0), rms(chunks - 3)];
     }
 
-    /// Root mean squares of the `k` inputs of a linear of the current block, up to a common factor; all the same
-    /// where nothing is known.
+    /// Root mean squares of the `k` inputs of a linear of the current block, up to a common factor; all the
+    /// same where nothing is known.
     pub(super) fn rms(&self, part: Part, k: usize) -> Vec<f32> {
         match part {
             Part::Qkv => self.modulated[0].clone(),

@@ -63,7 +63,8 @@ fn transposed_columns(m: &Matrix, count: usize) -> Matrix {
     out
 }
 
-/// A matrix with orthonormal columns that spans the columns of `y`; columns that depend on those before them become zero.
+/// A matrix with orthonormal columns that spans the columns of `y`; columns that depend on those before them
+/// become zero.
 fn orthonormal(y: &Matrix, threads: usize) -> Matrix {
     let once = orthogonalised(y, threads);
     orthogonalised(&once, threads) // the second time removes what rounding left in the first

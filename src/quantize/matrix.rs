@@ -77,7 +77,8 @@ pub(super) fn product(left: Left<'_>, right: &Matrix, threads: usize) -> Matrix 
     out
 }
 
-/// Splits the rows of `m` into blocks of at most `rows` and calls `work(first row, block)` for each, on `threads` threads.
+/// Splits the rows of `m` into blocks of at most `rows` and calls `work(first row, block)` for each, on
+/// `threads` threads.
 pub(super) fn for_row_blocks(
     m: &mut Matrix,
     rows: usize,
@@ -156,7 +157,8 @@ fn block_product(left: Left<'_>, right: &Matrix, first: usize, out: &mut [f32]) 
     }
 }
 
-/// Rows `row .. row + height` of the left factor at inner indices `start .. start + depth`, an inner index at a time.
+/// Rows `row .. row + height` of the left factor at inner indices `start .. start + depth`, an inner index at
+/// a time.
 #[inline(always)]
 fn pack(left: Left<'_>, row: usize, height: usize, start: usize, depth: usize) -> [[f32; TILE_ROWS]; DEPTH] {
     let mut strip = [[0.0; TILE_ROWS]; DEPTH];

@@ -4,8 +4,9 @@
 //! ```text
 //! W diag(s) = U D + R,    y ≈ Q(R) (x / s) + U (D / s) x + b
 //! ```
-//! a low-rank branch in bf16 and a residual `Q(R)` in 4 bits; the smoothing `s` moves the difficulty between weights and activations. The modulation linears become
-//! plain 4-bit with a scale and a zero for each group, rounded with error feedback for sampled conditioning. All else stays bf16.
+//! a low-rank branch in bf16 and a residual `Q(R)` in 4 bits; the smoothing `s` moves the difficulty between
+//! weights and activations. The modulation linears become plain 4-bit with a scale and a zero for each group,
+//! rounded with error feedback for sampled conditioning. All else stays bf16.
 
 mod awq;
 mod feedback;
@@ -81,14 +82,15 @@ impl Block {
 }
 
 /// Quantises the transformer in `input` (a diffusers pipeline folder, its `transformer` folder, or that one's
-/// safetensors file) to INT4 and writes `output`, one safetensors file in Nunchaku's format. `progress` is called
-/// after every linear. One linear at a time is in memory: FLUX.1's 12B parameters take under 2 GB.
+/// safetensors file) to INT4 and writes `output`, one safetensors file in Nunchaku's format. `progress` is
+/// called after every linear. One linear at a time is in memory: FLUX.1's 12B parameters take under 2 GB.
 ///
 /// The same input and options give the same bytes.
 ///
 /// # Errors
-/// The input is no dense FLUX transformer, or one whose sizes the 4-bit layout cannot hold; the output cannot be written or is part of the input; an option is
-/// out of range; [`Error::Cancelled`] when `progress` breaks. On any error, a file that was at `output` is still what it was, and no other is left.
+/// The input is no dense FLUX transformer, or one whose sizes the 4-bit layout cannot hold; the output cannot
+/// be written or is part of the input; an option is out of range; [`Error::Cancelled`] when `progress`
+/// breaks. On any error, a file that was at `output` is still what it was, and no other is left.
 pub fn quantize(
     input: &Path,
     output: &Path,

@@ -11,8 +11,8 @@ pub struct LayerReport {
     pub n: usize,
     /// Input features.
     pub k: usize,
-    /// Power of the outputs over power of their errors, in dB, when only the weights are quantised, for uncorrelated
-    /// inputs of the sizes that the quantiser assumes.
+    /// Power of the outputs over power of their errors, in dB, when only the weights are quantised: for modulation with
+    /// sampled conditioning, for the others with uncorrelated inputs of the sizes that the quantiser assumes.
     pub sqnr_db: f64,
     /// How many linears are done, with this one.
     pub done: usize,

@@ -7,8 +7,9 @@ pub(super) const GROUP: usize = 64;
 /// One group of values, codes or importances.
 pub(super) type Group<T> = [T; GROUP];
 
-/// What is tried in place of the 7 in `scale = extremum / 7`: from clipping the extremum well inside the codes'
-/// range to leaving room beyond it. Positive where the extremum gets a positive code, negative where it gets a negative one.
+/// What is tried in place of the 7 in `scale = extremum / 7`: from clipping the extremum well inside the
+/// codes' range to leaving room beyond it. Positive where the extremum gets a positive code, negative where
+/// it gets a negative one.
 const DIVISORS: [f32; 24] = [
     7.0, -8.0, 5.0, 5.4, 5.8, 6.1, 6.4, 6.7, 7.2, 7.5, 7.9, -5.4, -5.8, -6.2, -6.5, -6.8, -7.1, -7.4, -7.7,
     -8.2, -8.4, -8.7, -9.2, 4.6,
@@ -115,7 +116,8 @@ fn unsigned_error(w: &Group<f32>, scale: f32, zero: f32) -> f32 {
     total(sums)
 }
 
-/// `1 / scale`, and 0 for a scale that is 0 or so small that its reciprocal is not finite: all codes are 0 then.
+/// `1 / scale`, and 0 for a scale that is 0 or so small that its reciprocal is not finite: all codes are 0
+/// then.
 #[inline(always)]
 fn reciprocal(scale: f32) -> f32 {
     let inverse = 1.0 / scale;

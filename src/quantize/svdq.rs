@@ -42,8 +42,8 @@ pub(super) struct Svdq {
     pub(super) up: Matrix,
     /// `[n]`
     pub(super) bias: Vec<f32>,
-    /// Power of the outputs over power of their errors if only the weights are quantised, for independent inputs of the assumed
-    /// root mean squares; in dB.
+    /// Power of the outputs over power of their errors if only the weights are quantised, for independent
+    /// inputs of the assumed root mean squares; in dB.
     pub(super) sqnr_db: f64,
 }
 
@@ -55,8 +55,8 @@ struct Residual {
     error: f64,
 }
 
-/// Quantises a linear with a low-rank branch of rank `rank`. `rounds` times in turn, the branch is fitted to what the 4-bit weights leave,
-/// and the 4-bit weights to what the branch leaves; the best round is kept.
+/// Quantises a linear with a low-rank branch of rank `rank`. `rounds` times in turn, the branch is fitted to
+/// what the 4-bit weights leave, and the 4-bit weights to what the branch leaves; the best round is kept.
 pub(super) fn quantize(dense: Dense<'_>, rank: usize, rounds: usize, threads: usize) -> Svdq {
     let Dense { weight: mut hat, bias, input_rms, shifted } = dense;
     let smooth = smoothing(&hat, input_rms);
@@ -89,8 +89,9 @@ pub(super) fn quantize(dense: Dense<'_>, rank: usize, rounds: usize, threads: us
     Svdq { codes: residual.codes, scales: residual.scales, smooth, down, up, bias, sqnr_db }
 }
 
-/// The divisor of each input channel: `√(rms of the input / rms of the weight's column)`, with a geometric mean of 1.
-/// It gives a channel's share of the quantisation error in equal parts to the weights and to the activations.
+/// The divisor of each input channel: `√(rms of the input / rms of the weight's column)`, with a geometric
+/// mean of 1. It gives a channel's share of the quantisation error in equal parts to the weights and to the
+/// activations.
 fn smoothing(weight: &Matrix, input_rms: &[f32]) -> Vec<f32> {
     let mut power = vec![0.0f64; weight.cols];
     for row in weight.data.chunks_exact(weight.cols) {
@@ -107,7 +108,8 @@ fn smoothing(weight: &Matrix, input_rms: &[f32]) -> Vec<f32> {
     smooth.iter().map(|&s| if usable(s) { bf16_round((s / mean) as f32) } else { 1.0 }).collect()
 }
 
-/// The branch as the file holds it: rounded to bf16, `down` divided by `smooth` because the branch sees the unsmoothed input.
+/// The branch as the file holds it: rounded to bf16, `down` divided by `smooth` because the branch sees the
+/// unsmoothed input.
 fn stored(mut branch: LowRank, smooth: &[f32]) -> LowRank {
     for row in branch.down.data.chunks_exact_mut(smooth.len()) {
         row.iter_mut().zip(smooth).for_each(|(d, s)| *d = bf16_round(*d / s));
@@ -180,8 +182,8 @@ fn weighted_power(m: &Matrix, importance: &[f32]) -> f64 {
     m.data.chunks_exact(m.cols).map(row).sum()
 }
 
-/// `bias[n] - Σ_k codes[n,k] · scale · shift / smooth[k]`: takes back what the 4-bit weights make of the shift.
-/// The low-rank branch sees the input without it.
+/// `bias[n] - Σ_k codes[n,k] · scale · shift / smooth[k]`: takes back what the 4-bit weights make of the
+/// shift. The low-rank branch sees the input without it.
 fn shifted_bias(bias: &[f32], residual: &Residual, smooth: &[f32], shift: f64) -> Vec<f32> {
     let k = smooth.len();
     let inputs: Vec<f64> = smooth.iter().map(|&s| shift / s as f64).collect();

@@ -18,7 +18,8 @@ fn transformer_folder(hidden: usize) -> TempDir {
     let config = json!({
         "_class_name": "FluxTransformer2DModel", "in_channels": 16, "num_layers": 1, "num_single_layers": 1,
         "attention_head_dim": hidden, "num_attention_heads": 1, "joint_attention_dim": 64,
-        "pooled_projection_dim": 32, "guidance_embeds": true, "axes_dims_rope": [16, (hidden - 16) / 2, (hidden - 16) / 2],
+        "pooled_projection_dim": 32, "guidance_embeds": true,
+        "axes_dims_rope": [16, (hidden - 16) / 2, (hidden - 16) / 2],
     });
     dir.write("config.json", config.to_string().as_bytes());
     let mut random = Random::new(hidden as u64);

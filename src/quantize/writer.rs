@@ -96,7 +96,8 @@ impl Writer {
         }
     }
 
-    /// Completes the file and gives it its name, in place of a file that may have had it before. Returns its size.
+    /// Completes the file and gives it its name, in place of a file that may have had it before. Returns its
+    /// size.
     pub(super) fn finish(mut self) -> Result<u64> {
         if let Some((name, ..)) = self.remaining.last() {
             return Err(Error::Internal(format!("tensor `{name}` was not made")));
