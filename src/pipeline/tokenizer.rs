@@ -3,6 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -100,7 +101,7 @@ impl Tokenizer {
                 text.len()
             )));
         }
-        let encoding = guarded(|| self.inner.encode_fast(text, true))
+        let encoding = in_thread(|| guarded(|| self.inner.encode_fast(text, true)))?
             .map_err(|e| Error::format(&self.origin, format!("cannot tokenise a prompt: {e}")))?;
         let mut ids = encoding.get_ids().to_vec();
         if ids.len() > self.max_length {
@@ -118,6 +119,16 @@ fn guarded<T>(f: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<
         Ok(result) => result.map_err(|e| e.to_string()),
         Err(_) => Err("its tables contradict each other".into()),
     }
+}
+
+/// Runs `f` in a thread of its own. The `tokenizers` crate caches the words of every byte-pair model in
+/// a thread-local table, which lives as long as the thread: the caller's would grow from model to model.
+fn in_thread<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().spawn_scoped(scope, f);
+        let thread = thread.map_err(|e| Error::Internal(format!("cannot start a thread: {e}")))?;
+        thread.join().map_err(|_| Error::Internal("the tokenizer panicked".into()))
+    })
 }
 
 /// The part of a tokenizer.json that is looked at before the `tokenizers` crate sees it.
