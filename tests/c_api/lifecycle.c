@@ -1,7 +1,7 @@
 /* Loads, uses and releases a model again and again: lifecycle MODEL_FOLDER ROUNDS.
  *
  * Releases the context once before and once after the model, and fails when memory grows from the
- * second round on or when a file of the model stays mapped. */
+ * tenth round on or when a file of the model stays mapped. */
 #include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,7 +20,7 @@
         }                                                                               \
     } while (0)
 
-static unsigned char pixels[64 * 64 * 4];
+static unsigned char pixels[16 * 16 * 4];
 
 static void round_trip(const char *path, int context_first) {
     svdq_context_params context_params = {.struct_size = sizeof context_params};
@@ -36,8 +36,8 @@ static void round_trip(const char *path, int context_first) {
     if (context_first)
         svdq_context_release(context);
 
-    svdq_generate_params generate = {.struct_size = sizeof generate, .width = 64, .height = 64, .steps = 1};
-    svdq_image image = {.struct_size = sizeof image, .format = SVDQ_FORMAT_BGRA8, .width = 64, .height = 64};
+    svdq_generate_params generate = {.struct_size = sizeof generate, .width = 16, .height = 16, .steps = 1};
+    svdq_image image = {.struct_size = sizeof image, .format = SVDQ_FORMAT_BGRA8, .width = 16, .height = 16};
     generate.prompt = "a key";
     image.pixels = pixels;
     image.capacity = sizeof pixels;
@@ -71,9 +71,10 @@ int main(int argc, char **argv) {
     for (int round = 0, rounds = atoi(argv[2]); round < rounds; round++) {
         round_trip(argv[1], round % 2);
         struct mallinfo2 info = mallinfo2();
-        if (round == 1)
+        /* By round 10 the caches that the process keeps are as large as they get. */
+        if (round == 10)
             before = info.uordblks + info.hblkhd;
-        else if (round > 1 && info.uordblks + info.hblkhd > before + 65536) {
+        else if (round > 10 && info.uordblks + info.hblkhd > before + 1024) {
             fprintf(stderr, "round %d: %zu bytes, %zu before\n", round, info.uordblks + info.hblkhd, before);
             return 1;
         }

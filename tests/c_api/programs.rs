@@ -80,6 +80,12 @@ fn memory_does_not_grow() {
 fn valgrind_finds_nothing() {
     let program = shared("tests/c_api/lifecycle.c", &scratch("valgrind"));
     let mut valgrind = Command::new("valgrind");
-    valgrind.args(["--quiet", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite"]);
+    valgrind.args([
+        "--quiet",
+        "--error-exitcode=9",
+        "--leak-check=full",
+        "--show-leak-kinds=definite",
+        "--errors-for-leak-kinds=definite",
+    ]);
     run(valgrind.arg(program).arg(repository("assets/demo")).arg("2"));
 }
