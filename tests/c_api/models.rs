@@ -30,9 +30,7 @@ fn info(model: *const svdq_model) -> svdq_model_info {
 fn the_demo_model_says_what_it_is() {
     let info = info(model());
     assert_eq!(info.family, SVDQ_FAMILY_FLUX1_DEV);
-    let files = fs::read_dir(repository("assets/demo")).unwrap().map(|entry| entry.unwrap().file_name());
-    let quantized = files.into_iter().any(|name| name.to_string_lossy().starts_with("svdq-int4_r32"));
-    assert_eq!((info.precision, info.rank), if quantized { (SVDQ_PRECISION_INT4, 32) } else { (0, 0) });
+    assert_eq!((info.precision, info.rank), (SVDQ_PRECISION_INT4, 32));
     assert_eq!(info.profile, SVDQ_PROFILE_W4A8);
     assert_eq!((info.default_width, info.default_height, info.default_steps), (128, 128, 20));
     assert_eq!((info.default_guidance, info.size_multiple), (3.5, 16));
