@@ -179,6 +179,26 @@ fn bad_arguments_are_refused() {
     assert!(folder.names().is_empty(), "{:?}", folder.names());
 }
 
+/// A picture beyond the memory that the process may have is refused while it is made, and no file is left.
+#[test]
+fn too_little_memory_is_an_error() {
+    let folder = Folder::new("memory");
+    let command = "ulimit -v 400000; exec \"$0\" generate x --size 1024x1024 --steps 1 --threads 2 -o \"$1\"";
+    let run = Command::new("sh")
+        .args(["-c", command, env!("CARGO_BIN_EXE_svdq")])
+        .arg(folder.0.join("out.png"))
+        .current_dir(ROOT)
+        .output()
+        .unwrap();
+    assert_eq!(run.status.code(), Some(1), "{}", text(&run.stderr));
+    assert!(
+        text(&run.stderr).contains("bytes of memory are needed for activations"),
+        "{}",
+        text(&run.stderr)
+    );
+    assert!(folder.names().is_empty(), "{:?}", folder.names());
+}
+
 #[test]
 fn a_prompt_that_is_not_utf_8_is_refused() {
     let run = svdq(&[OsStr::new("generate"), OsStr::from_bytes(b"potion \xff")]);

@@ -7,6 +7,7 @@ use super::math;
 use super::pool::{Disjoint, Pool};
 use super::simd::{Kernel, Level, MAX_ROWS, Simd};
 use super::tensor::Tensor;
+use crate::Result;
 
 /// Queries of a task.
 const QUERIES: usize = 2 * MAX_ROWS;
@@ -22,14 +23,14 @@ pub(super) struct Spec<'a> {
 }
 
 /// `out[m, head] = Σ_j softmax_j(scale · q[m]·k[j] + mask) · v[j]`
-pub(super) fn attention((level, pool): (Level, &Pool), qkv: &Tensor, spec: &Spec<'_>) -> Tensor {
+pub(super) fn attention((level, pool): (Level, &Pool), qkv: &Tensor, spec: &Spec<'_>) -> Result<Tensor> {
     let (rows, width) = (qkv.rows(), qkv.cols / 3);
     let (d, panel) = (width / spec.heads, panel_width(level));
     let keys = pack_keys(pool, qkv, spec.heads, panel);
     let values = pack_values(pool, qkv, spec.heads, panel);
     let padded = rows.next_multiple_of(panel);
     let blocks = rows.div_ceil(QUERIES);
-    let mut out = Tensor::zeros(rows, width);
+    let mut out = Tensor::zeros(rows, width)?;
     let out_rows = Disjoint::new(&mut out.data);
     pool.run(spec.heads * blocks, |task| {
         let head = task / blocks;
@@ -65,7 +66,7 @@ pub(super) fn attention((level, pool): (Level, &Pool), qkv: &Tensor, spec: &Spec
             }
         }
     });
-    out
+    Ok(out)
 }
 
 /// The keys as panels of weights: `[head][panel of keys][channel][key]`, zeros after the last key.

@@ -5,6 +5,7 @@ use super::math;
 use super::pool::Pool;
 use super::simd::{Kernel, Level, MAX_ROWS, Simd};
 use super::tensor::Tensor;
+use crate::Result;
 use crate::ops::{Activation, ConvSource, Storage};
 
 /// The weights of a convolution.
@@ -40,14 +41,14 @@ impl Conv {
         x: &Tensor,
         [height, width]: [usize; 2],
         add: Option<&Tensor>,
-    ) -> Tensor {
+    ) -> Result<Tensor> {
         assert_eq!([x.rows(), x.cols], [height * width, self.c], "the image has another shape");
         let zoom = if self.upsample { 2 } else { 1 };
         let (zoomed_height, zoomed_width) = (height * zoom, width * zoom);
         let [out_height, out_width] = [zoomed_height / self.stride, zoomed_width / self.stride];
         // With stride 2 the zeros come after the image only.
         let before = if self.stride == 1 { self.kernel / 2 } else { 0 };
-        let mut y = Tensor::zeros(out_height * out_width, self.n);
+        let mut y = Tensor::zeros(out_height * out_width, self.n)?;
         let sums = |tile: &mut Tile<'_>| {
             let start = tile.rows.start;
             let mut corners = [[0; 2]; 12 * MAX_ROWS];
@@ -69,7 +70,7 @@ impl Conv {
         let target = add.map_or(Target::Store, |add| Target::Plus(&add.data));
         let epilogue = Epilogue { bias: &self.bias, act: Activation::None, target };
         product((level, pool), &mut y.data, self.n, sums, &epilogue);
-        y
+        Ok(y)
     }
 }
 
@@ -83,15 +84,15 @@ pub(super) fn group_norm(
     groups: usize,
     [weight, bias]: [&[f32]; 2],
     silu: bool,
-) -> Tensor {
+) -> Result<Tensor> {
     let c = x.cols;
     let (scale, shift) = scale_and_shift((level, pool), x, groups, [weight, bias]);
-    let mut y = Tensor::zeros(x.rows(), c);
+    let mut y = Tensor::zeros(x.rows(), c)?;
     pool.chunks(&mut y.data, PIXELS * c, |i, to| {
         let from = &x.data[i * PIXELS * c..][..to.len()];
         level.run(Affine { from, to, scale: &scale, shift: &shift, silu });
     });
-    y
+    Ok(y)
 }
 
 /// The norm as a factor and a summand for each channel.

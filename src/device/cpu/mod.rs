@@ -61,10 +61,10 @@ impl Cpu {
     }
 
     /// `linear(x)` as a tensor of its own.
-    fn apply(&self, x: &Input, w: &Linear, act: Activation, target: Target<'_>) -> Tensor {
-        let mut y = Tensor::zeros(x.rows, w.n);
+    fn apply(&self, x: &Input, w: &Linear, act: Activation, target: Target<'_>) -> Result<Tensor> {
+        let mut y = Tensor::zeros(x.rows, w.n)?;
         w.apply(self.on(), x, act, target, &mut y.data);
-        y
+        Ok(y)
     }
 }
 
@@ -95,7 +95,7 @@ impl Device for Cpu {
     }
 
     fn zeros(&self, rows: usize, cols: usize) -> Result<Tensor> {
-        Ok(Tensor::zeros(rows, cols))
+        Tensor::zeros(rows, cols)
     }
 
     fn download(&self, x: &Tensor) -> Result<Vec<f32>> {
@@ -109,11 +109,11 @@ impl Device for Cpu {
     }
 
     fn linear(&self, x: &Input, w: &Linear, act: Activation) -> Result<Tensor> {
-        Ok(self.apply(x, w, act, Target::Store))
+        self.apply(x, w, act, Target::Store)
     }
 
     fn linear_mul(&self, x: &Input, w: &Linear, act: Activation, by: &Tensor) -> Result<Tensor> {
-        Ok(self.apply(x, w, act, Target::Mul(&by.data)))
+        self.apply(x, w, act, Target::Mul(&by.data))
     }
 
     fn linear_add(
@@ -152,13 +152,13 @@ impl Device for Cpu {
     }
 
     fn linear_gelu(&self, x: &Input, w: &Linear, next: &Linear) -> Result<Input> {
-        let g = self.apply(x, w, Activation::GeluTanh, Target::Store);
+        let g = self.apply(x, w, Activation::GeluTanh, Target::Store)?;
         self.prepare(&g, 0..x.rows, Norm::None, next)
     }
 
     fn norm(&self, x: &Tensor, norm: Norm<'_, Self>) -> Result<Tensor> {
         let norm = RowNorm::new(&norm, x.cols);
-        let mut y = Tensor::zeros(x.rows(), x.cols);
+        let mut y = Tensor::zeros(x.rows(), x.cols)?;
         let len = MAX_ROWS * x.cols;
         self.pool.chunks(&mut y.data, len, |i, to| {
             let from = &x.data[i * len..][..to.len()];
@@ -174,7 +174,7 @@ impl Device for Cpu {
             causal: matches!(spec.mask, Mask::Causal),
             bias: if let Mask::Bias(bias) = spec.mask { Some(bias) } else { None },
         };
-        Ok(attention::attention(self.on(), qkv, &spec))
+        attention::attention(self.on(), qkv, &spec)
     }
 
     fn group_norm(
@@ -185,11 +185,11 @@ impl Device for Cpu {
         bias: &Tensor,
         silu: bool,
     ) -> Result<Tensor> {
-        Ok(image::group_norm(self.on(), x, groups, [weight.row(0), bias.row(0)], silu))
+        image::group_norm(self.on(), x, groups, [weight.row(0), bias.row(0)], silu)
     }
 
     fn conv(&self, x: &Tensor, size: [usize; 2], w: &Conv, add: Option<&Tensor>) -> Result<Tensor> {
-        Ok(w.apply(self.on(), x, size, add))
+        w.apply(self.on(), x, size, add)
     }
 
     fn euler_step(&self, latents: &mut Tensor, velocity: &Tensor, dt: f32) -> Result<()> {

@@ -1,5 +1,7 @@
 //! Matrices in memory.
 
+use crate::{Error, Result};
+
 /// A row-major matrix of f32.
 pub struct Tensor {
     pub(super) data: Vec<f32>,
@@ -7,8 +9,17 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    pub(super) fn zeros(rows: usize, cols: usize) -> Self {
-        Tensor { data: vec![0.0; rows * cols], cols }
+    /// # Errors
+    /// [`Error::OutOfHostMemory`], where `vec!` would abort: activations grow with the picture.
+    pub(super) fn zeros(rows: usize, cols: usize) -> Result<Self> {
+        let len = rows * cols;
+        let mut data = Vec::new();
+        data.try_reserve_exact(len).map_err(|_| Error::OutOfHostMemory {
+            what: format!("activations of {rows} x {cols} values"),
+            bytes: 4 * len as u64,
+        })?;
+        data.resize(len, 0.0);
+        Ok(Tensor { data, cols })
     }
 
     /// Number of rows.
