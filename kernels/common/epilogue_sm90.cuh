@@ -1,0 +1,103 @@
+// What happens to a warpgroup's 64 x BN tile of results after the last product: from accumulators in registers,
+// through swizzled shared memory, to global memory by the copy engine, which clips at the tensor's edges.
+#pragma once
+
+#include "epilogue.cuh"
+#include "sm90.cuh"
+
+namespace epilogue {
+
+// A warpgroup's staging buffer: two slices of 64 rows x 128 bytes.
+constexpr int SLICE_BYTES = 64 * 128;
+constexpr int STAGING_BYTES = 2 * SLICE_BYTES;
+
+// Writes the tile as bf16, 64 columns at a time, to columns `n0 ..` and rows `m0 ..` of `out`, or adds it there.
+// Slices go through two buffers, at `staging` and `stride` bytes on. `warpgroup` (from 0) owns named barrier 1 +
+// warpgroup.
+template <bool Add, int R>
+__device__ __forceinline__ void write_bf16(const float (&v)[R], const TensorMap& out, u32 staging, int stride, int n0,
+                                           int m0, int columns, int warpgroup) {
+    const int thread = threadIdx.x % 128, lane = threadIdx.x % 32, warp = thread / 32;
+    const int row = 16 * warp + lane % 16;
+#pragma unroll
+    for (int slice = 0; slice < R / 32; ++slice) {
+        if (n0 + 64 * slice >= columns) break;
+        u32 base = staging + (slice % 2) * stride;
+        if (thread == 0) sm90::store_wait_read<1>();
+        sm90::named_sync(1 + warpgroup, 128);
+#pragma unroll
+        for (int pair = 0; pair < 4; ++pair) {
+            const float* d = &v[32 * slice + 8 * pair];
+            int chunk = (2 * pair + lane / 16) ^ (row % 8);
+            sm90::store_matrix_x4(base + 128 * row + 16 * chunk, pack_bf16(d[0], d[1]), pack_bf16(d[2], d[3]),
+                                  pack_bf16(d[4], d[5]), pack_bf16(d[6], d[7]));
+        }
+        sm90::fence_async();
+        sm90::named_sync(1 + warpgroup, 128);
+        if (thread == 0) {
+            if constexpr (Add) {
+                sm90::add_2d(out, base, n0 + 64 * slice, m0);
+            } else {
+                sm90::store_2d(out, base, n0 + 64 * slice, m0);
+            }
+            sm90::store_commit();
+        }
+    }
+}
+
+// Quantises x = (g + shift) * reciprocal[n] to 0..255 with one scale a row over the tile's 256 columns; `g` is used up.
+// Writes codes by the copy engine to `out` and scales to `scales[m]`:
+// scale = absmax / 255; code = round half even (x / scale).
+template <int R>
+__device__ __forceinline__ void quantise_u8(float (&g)[R], const TensorMap& out, float* scales, const float* reciprocal,
+                                            u32 staging, int n0, int m0, int rows, int columns, int warpgroup) {
+    static_assert(R == 128, "a block is 256 channels");
+    const int thread = threadIdx.x % 128, lane = threadIdx.x % 32, row = 16 * (thread / 32) + lane / 4;
+    const int column = 2 * (lane % 4);
+
+    const Columns<float> reciprocals{reciprocal, n0, columns};
+    float max0 = 0.0f, max1 = 0.0f;
+#pragma unroll
+    for (int j = 0; j < 32; ++j) {
+        if (j % 16 == 0) asm volatile("" ::: "memory");  // bounds how many of these loads are under way: registers
+        float2 r = reciprocals[j];
+        if (n0 + j / 8 * 64 >= columns) r = make_float2(0.0f, 0.0f);
+        g[4 * j] = fmaf(g[4 * j], r.x, SHIFT * r.x);
+        g[4 * j + 1] = fmaf(g[4 * j + 1], r.y, SHIFT * r.y);
+        g[4 * j + 2] = fmaf(g[4 * j + 2], r.x, SHIFT * r.x);
+        g[4 * j + 3] = fmaf(g[4 * j + 3], r.y, SHIFT * r.y);
+        max0 = fmaxf(max0, fmaxf(g[4 * j], g[4 * j + 1]));
+        max1 = fmaxf(max1, fmaxf(g[4 * j + 2], g[4 * j + 3]));
+    }
+    max0 = quad_max(max0);
+    max1 = quad_max(max1);
+    if (lane % 4 == 0) {
+        if (m0 + row < rows) scales[m0 + row] = max0 * (1.0f / 255);
+        if (m0 + row + 8 < rows) scales[m0 + row + 8] = max1 * (1.0f / 255);
+    }
+    const float inverse0 = code_scale(max0, 255.0f), inverse1 = code_scale(max1, 255.0f);
+
+    if (thread == 0) sm90::store_wait_read<0>();
+    sm90::named_sync(1 + warpgroup, 128);
+#pragma unroll
+    for (int j = 0; j < 32; ++j) {
+        // Adding 1.5 * 2^23 rounds to an integer, half to even, in the low bits.
+        auto code = [](float x, float inverse) { return __float_as_uint(fmaf(x, inverse, 12582912.0f)); };
+        u32 a = __byte_perm(code(g[4 * j], inverse0), code(g[4 * j + 1], inverse0), 0x0040);
+        u32 b = __byte_perm(code(g[4 * j + 2], inverse1), code(g[4 * j + 3], inverse1), 0x0040);
+        // Row `row` and `row + 8` have the same place in the swizzle.
+        u32 chunk = ((j % 16) / 2) ^ (row % 8);
+        u32 at = staging + (j / 16) * SLICE_BYTES + 128 * row + 16 * chunk + 8 * (j % 2) + column;
+        asm volatile("st.shared.u16 [%0], %1;" ::"r"(at), "h"(static_cast<u16>(a)) : "memory");
+        asm volatile("st.shared.u16 [%0], %1;" ::"r"(at + 8 * 128), "h"(static_cast<u16>(b)) : "memory");
+    }
+    sm90::fence_async();
+    sm90::named_sync(1 + warpgroup, 128);
+    if (thread == 0) {
+        sm90::store_2d(out, staging, n0, m0);
+        if (n0 + 128 < columns) sm90::store_2d(out, staging + SLICE_BYTES, n0 + 128, m0);
+        sm90::store_commit();
+    }
+}
+
+}  // namespace epilogue
