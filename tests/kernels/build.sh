@@ -1,0 +1,40 @@
+#!/bin/sh
+# Compiles every kernel for every architecture that it is for, and checks the machine code: the instruction that the
+# kernel exists for is there, no spills, no subroutine where products are made. Then builds the test program `kernels` (run it on a Hopper GPU).
+# Usage: tests/kernels/build.sh NVCC OUT     NVCC: path of nvcc 13.0, with cuobjdump beside it
+set -eu
+nvcc=$(readlink -f "$1") out=$2
+cuda=$(dirname "$(dirname "$nvcc")")
+here=$(cd "$(dirname "$0")" && pwd)
+kernels=$here/../../kernels
+mkdir -p "$out"
+
+fail() { echo "FAILED $*" >&2; exit 1; }
+
+# compile UNIT ARCH
+compile() {
+    cubin=$out/$1-$2.cubin
+    "$nvcc" -std=c++17 -O3 -cubin -Werror=all-warnings -gencode "arch=compute_$2,code=sm_$2" -I"$kernels" -Xptxas=-v \
+        -o "$cubin" "$kernels/$1.cu" >"$out/log" 2>&1 || { cat "$out/log"; fail "$1 for sm_$2 does not compile"; }
+    grep -q 'C7510\|C7512\|C7513\|C7514' "$out/log" && { cat "$out/log"; fail "$1 for sm_$2: serialized wgmma"; }
+    "$cuda/bin/cuobjdump" -sass "$cubin" >"$out/sass"
+    if [ "$3" != emulated ]; then
+        # Two registers saved around an epilogue cost nothing; more is a mistake.
+        awk '/bytes spill stores/ { if ($5 > 8) exit 1 }' "$out/log" || { cat "$out/log"; fail "$1 for sm_$2 spills"; }
+        grep -q "$3" "$out/sass" || fail "$1 for sm_$2: no $3"
+        [ "$1" = quantize ] || ! grep -q 'RET\.' "$out/sass" || fail "$1 for sm_$2 calls a subroutine"
+    fi
+    echo "ok $1 sm_$2"
+}
+
+compile gemm_w4a4 75 'IMMA.8832.S4.S4'
+for arch in 80 86 89; do compile gemm_w4a4 $arch 'IMMA.16864.S4.S4'; done
+for arch in 90a 120f; do compile gemm_w4a4 $arch emulated; done
+for arch in 75 80 86 89 90a 120f; do compile quantize $arch 'HMMA'; done
+compile gemm_w4a8_sm90 90a 'IGMMA.64x256x32.S8.S8'
+compile attention_sm90 90a 'HGMMA.64x128x16.F32.BF16'
+rm -f "$out/log" "$out/sass"
+
+"$nvcc" -std=c++17 -O3 -lineinfo -gencode arch=compute_90a,code=sm_90a -I"$kernels" -I"$here" -L"$cuda/lib" \
+    -o "$out/kernels" "$here/main.cu" 2>&1 | grep -v C7519 || true
+ls -l "$out/kernels"

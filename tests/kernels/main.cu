@@ -1,0 +1,30 @@
+// Numbers and speed of the kernels on the GPU at hand: `kernels [--checks] [ceiling|w4a4|w4a8|attention|quantize]...`,
+// all by default. --checks leaves out timing and large shapes. Every check is against plain code on random data with
+// outlier channels; exit status 1 if one fails.
+#include "attention.cuh"
+#include "ceiling.cuh"
+#include "gemm_w4a4.cuh"
+#include "gemm_w4a8.cuh"
+#include "quantize.cuh"
+
+int main(int argc, char** argv) {
+    cudaDeviceProp device;
+    CUDA(cudaGetDeviceProperties(&device, 0));
+    std::printf("%s, %d multiprocessors\n", device.name, device.multiProcessorCount);
+    checks_only = argc > 1 && !std::strcmp(argv[1], "--checks");
+    const int first = checks_only ? 2 : 1;
+    auto wanted = [&](const char* name) {
+        bool found = argc == first;
+        for (int i = first; i < argc; ++i) found |= !std::strcmp(argv[i], name);
+        return found;
+    };
+    // TF/s that the tensor cores of an H100 sustain on operands at hand, as `ceiling` measures them.
+    constexpr double INT8 = 1837, BF16 = 838;
+    if (wanted("quantize")) test_quantize::run();
+    if (wanted("w4a4")) test_gemm_w4a4::run();
+    if (wanted("w4a8")) test_gemm::run(INT8);
+    if (wanted("attention")) test_attention::run(BF16);
+    if (wanted("ceiling") && !checks_only) ceiling::run(1.5);
+    std::printf("%d failed\n", failures);
+    return failures != 0;
+}

@@ -1,0 +1,128 @@
+// quantize_* against the formula, and its speed.
+#pragma once
+
+#include "../../kernels/quantize.cu"
+#include "harness.cuh"
+
+namespace test_quantize {
+
+inline void launch(const QuantizeParams& p, bool four = false, int rows = 16) {
+    auto kernel = four ? quantize_w4a4 : quantize_w4a8;
+    int smem = quantize::smem_bytes(p.k, rows);
+    allow_smem(kernel, smem);
+    kernel<<<(p.m + rows - 1) / rows, 32 * rows, smem>>>(p);
+    CUDA(cudaGetLastError());
+}
+
+struct Data {
+    Buffer<bf16> x, down, lora, scale, shift;
+    Buffer<float> reciprocal, xs;
+    Buffer<signed char> xq;
+    QuantizeParams p;
+
+    Data(int m, int k, int rank, bool norm)
+        : x(size_t(m) * k),
+          down(size_t(rank) * k + 1),
+          lora(size_t(m) * rank + 1),
+          scale(k),
+          shift(k),
+          reciprocal(k),
+          xs(size_t(m + 15) * k / 64),
+          xq(size_t(m + 15) * k) {
+        fill(x, 31, 0.3f, 1.0f, 97, k);
+        fill(reciprocal, 32, 1.0f, 0.2f);
+        fill(down, 33, 0, 0.05f);
+        fill(scale, 34, 1.0f, 0.3f);
+        fill(shift, 35, 0, 0.3f);
+        p = {x, norm ? scale.data : nullptr, shift, reciprocal, down, xq, xs, lora, m, k, rank};
+    }
+};
+
+// The code of channel `j` in row `i`.
+inline int code(const std::vector<signed char>& xq, bool four, int i, int j, int k) {
+    if (!four) return xq[size_t(i) * k + j];
+    size_t word =
+        ((size_t(i / 16) * (k / 64) + j / 64) * 32 + i % 8 * 4 + j % 32 / 8) * 4 + j % 64 / 32 * 2 + i % 16 / 8;
+    int nibble = xq[word * 4 + j % 8 / 2] >> (j % 2 * 4) & 15;
+    return nibble < 8 ? nibble : nibble - 16;
+}
+
+inline void check(int m, int k, int rank, bool norm, bool four, int rows_a_block) {
+    Data d(m, k, rank, norm);
+    launch(d.p, four, rows_a_block);
+    CUDA(cudaDeviceSynchronize());
+    auto x = d.x.host(), down = d.down.host(), lora = d.lora.host(), scale = d.scale.host(), shift = d.shift.host();
+    auto xs = d.xs.host(), reciprocal = d.reciprocal.host();
+    auto xq = d.xq.host();
+    const int block = four ? 64 : k, top_code = four ? 7 : 127;
+    size_t one = 0;
+    int more = 0;
+    double worst_scale = 0;
+    std::vector<float> got, expected;
+    int step = m > 400 ? 53 : 1, rows = 0;
+    for (int i = 0; i < m; i += step, ++rows) {
+        std::vector<double> h(k);
+        double mean = 0, var = 0;
+        for (int j = 0; j < k; ++j) h[j] = to_float(x[size_t(i) * k + j]), mean += h[j] / k;
+        for (int j = 0; j < k; ++j) var += (h[j] - mean) * (h[j] - mean) / k;
+        for (int j = 0; norm && j < k; ++j)
+            h[j] = (h[j] - mean) / std::sqrt(var + 1e-6) * to_float(scale[j]) + to_float(shift[j]);
+        for (int b = 0; b < k; b += block) {
+            double top = 0;
+            for (int j = b; j < b + block; ++j) top = std::max(top, std::abs(h[j] * reciprocal[j]));
+            double found = four ? xs[size_t(b / 64) * ((m + 15) / 16 * 16) + i] : xs[i];
+            worst_scale = std::max(worst_scale, std::abs(found / (top / top_code) - 1));
+            for (int j = b; j < b + block; ++j) {
+                int delta =
+                    std::abs(code(xq, four, i, j, k) - int(std::lrint(h[j] * reciprocal[j] / (top / top_code))));
+                one += delta == 1;
+                more += delta > 1;
+            }
+        }
+        for (int r = 0; r < rank; ++r) {
+            double sum = 0;
+            for (int j = 0; j < k; ++j) sum += h[j] * to_float(down[size_t(r) * k + j]);
+            expected.push_back(sum), got.push_back(to_float(lora[size_t(i) * rank + r]));
+        }
+    }
+    Difference diff = compare(got, expected);
+    double share = double(one) / (double(rows) * k);
+    char text[200];
+    std::snprintf(
+        text, sizeof text,
+        "quantise %s m%d k%d r%d%s: scales off by %.1e, codes off by one %.2f%%, by more %d, low-rank error %.1e",
+        four ? "w4a4" : "w4a8", m, k, rank, norm ? " norm" : "", worst_scale, 100 * share, more, diff.relative);
+    // h is rounded to bf16 first; in w4a4 so are the smoothed values and the scales.
+    report(worst_scale < 1.2e-2 && share < 0.02 && more == 0 && diff.relative < 5e-3, text);
+}
+
+inline void run() {
+    for (int m : {1, 37, 300}) {
+        for (bool four : {false, true}) {
+            check(m, 256, 32, true, four, 16);
+            check(m, 1024, 16, false, four, 8);
+            check(m, 3072, 32, true, four, 16);
+            check(m, 2112, 128, true, four, 8);
+            check(m, 4096, 48, false, four, 16);
+        }
+    }
+    if (checks_only) return;
+    check(4608, 3072, 32, true, false, 16);
+    for (int m : {4608, 512}) {
+        for (int rank : {32, 0})
+            for (bool norm : {true, false}) {
+                Data a(m, 3072, rank, norm), b(m, 3072, rank, norm), c(m, 3072, rank, norm);
+                const QuantizeParams* sets[] = {&a.p, &b.p, &c.p};
+                double ms = time_ms([&](int i) { launch(*sets[i % 3]); });
+                std::printf("time   quantise%s m%d k3072 r%d %8.4f ms %7.1f GB/s\n", norm ? " norm" : "", m, rank, ms,
+                            m * 3072.0 * 3 / ms / 1e6);
+            }
+    }
+    Buffer<float> partial(48ull * 4608 * 32);
+    Buffer<bf16> lora(4608 * 32);
+    fill(partial, 36, 0, 1);
+    double ms = time_ms([&](int) { sum_low_rank<<<144, 256>>>(partial, lora, 48, 4608 * 32); });
+    std::printf("time   sum_low_rank 48 x 4608 x 32 %8.4f ms\n", ms);
+}
+
+}  // namespace test_quantize
