@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::embedding::{Embedding, fuse_rows};
+use crate::lora::{Linear, Run, Sites};
 use crate::ops::{Activation, Attention, Device, LinearSource, Mask, Norm};
 use crate::weights::{Checkpoint, read_json};
 use crate::{Error, Result};
@@ -48,6 +49,7 @@ const LEGACY_EOS: u32 = 2;
 
 /// CLIPTextModel: pre-norm transformer blocks with a causal mask.
 pub struct Clip<D: Device> {
+    sites: Sites,
     tokens: Embedding,
     /// `[max_position_embeddings, hidden]`
     positions: Vec<f32>,
@@ -59,12 +61,12 @@ pub struct Clip<D: Device> {
 
 struct Layer<D: Device> {
     norm1: LayerNorm<D>,
-    qkv: D::Linear,
-    out: D::Linear,
+    qkv: Linear<D>,
+    out: Linear<D>,
     norm2: LayerNorm<D>,
-    fc1: D::Linear,
+    fc1: Linear<D>,
     act: Activation,
-    fc2: D::Linear,
+    fc2: Linear<D>,
 }
 
 struct LayerNorm<D: Device> {
@@ -93,18 +95,25 @@ impl<D: Device> Clip<D> {
         let weights = Checkpoint::open(folder)?;
         let prefixed = weights.get("text_model.final_layer_norm.weight").is_some();
         let names = Names { weights: &weights, prefix: if prefixed { "text_model." } else { "" } };
+        let mut sites = Sites::default();
         let tokens = names.name("embeddings.token_embedding.weight");
         let positions = names.name("embeddings.position_embedding.weight");
         Ok(Clip {
             tokens: Embedding::load(&weights, &tokens, config.vocab_size, hidden)?,
             positions: weights.f32(&positions, &[config.max_position_embeddings, hidden])?,
             layers: (0..config.num_hidden_layers)
-                .map(|i| names.layer(dev, i, &config, act))
+                .map(|i| names.layer(dev, &mut sites, i, &config, act))
                 .collect::<Result<_>>()?,
             final_norm: names.norm(dev, "final_layer_norm", &config)?,
+            sites,
             heads,
             eos: config.eos_token_id,
         })
+    }
+
+    /// Where LoRAs attach, by the names in transformers' CLIPTextTransformer.
+    pub fn sites(&self) -> &Sites {
+        &self.sites
     }
 
     /// The width of the embedding.
@@ -119,7 +128,7 @@ impl<D: Device> Clip<D> {
 
     /// Encodes the ids of one prompt. Ids beyond the vocabulary, more ids than positions and the
     /// absence of an end token are [`Error::InvalidArgument`].
-    pub fn encode(&self, dev: &D, ids: &[u32]) -> Result<ClipOutput<D>> {
+    pub fn encode(&self, run: Run<'_, D>, ids: &[u32]) -> Result<ClipOutput<D>> {
         let hidden = self.hidden();
         let end = self.end_position(ids)?;
         let mut x = self.tokens.gather(ids)?;
@@ -134,12 +143,12 @@ impl<D: Device> Clip<D> {
             *x += p;
         }
 
-        let mut x = dev.upload(&x, hidden)?;
+        let mut x = run.dev.upload(&x, hidden)?;
         for layer in &self.layers {
-            layer.run(dev, &mut x, ids.len(), self.heads, hidden / self.heads)?;
+            layer.run(run, &mut x, ids.len(), self.heads, hidden / self.heads)?;
         }
-        let last_hidden = dev.norm(&x, self.final_norm.norm())?;
-        let pooled = dev.download(&last_hidden)?[end * hidden..][..hidden].to_vec();
+        let last_hidden = run.dev.norm(&x, self.final_norm.norm())?;
+        let pooled = run.dev.download(&last_hidden)?[end * hidden..][..hidden].to_vec();
         Ok(ClipOutput { pooled, last_hidden })
     }
 
@@ -156,18 +165,25 @@ impl<D: Device> Clip<D> {
 
 impl<D: Device> Layer<D> {
     /// `x += attention(norm1(x))`, `x += mlp(norm2(x))`
-    fn run(&self, dev: &D, x: &mut D::Tensor, rows: usize, heads: usize, head_dim: usize) -> Result<()> {
-        let input = dev.prepare(x, 0..rows, self.norm1.norm(), &self.qkv)?;
-        let qkv = dev.linear(&input, &self.qkv, Activation::None)?;
+    fn run(
+        &self,
+        run: Run<'_, D>,
+        x: &mut D::Tensor,
+        rows: usize,
+        heads: usize,
+        head_dim: usize,
+    ) -> Result<()> {
+        let input = run.dev.prepare(x, 0..rows, self.norm1.norm(), run.layer(&self.qkv))?;
+        let qkv = run.dev.linear(&input, run.layer(&self.qkv), Activation::None)?;
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let seen = dev.attention(&qkv, Attention { heads, scale, mask: Mask::Causal })?;
-        let input = dev.prepare(&seen, 0..rows, Norm::None, &self.out)?;
-        dev.linear_add(&input, &self.out, None, x, 0)?;
+        let seen = run.dev.attention(&qkv, Attention { heads, scale, mask: Mask::Causal })?;
+        let input = run.dev.prepare(&seen, 0..rows, Norm::None, run.layer(&self.out))?;
+        run.dev.linear_add(&input, run.layer(&self.out), None, x, 0)?;
 
-        let input = dev.prepare(x, 0..rows, self.norm2.norm(), &self.fc1)?;
-        let wide = dev.linear(&input, &self.fc1, self.act)?;
-        let input = dev.prepare(&wide, 0..rows, Norm::None, &self.fc2)?;
-        dev.linear_add(&input, &self.fc2, None, x, 0)
+        let input = run.dev.prepare(x, 0..rows, self.norm2.norm(), run.layer(&self.fc1))?;
+        let wide = run.dev.linear(&input, run.layer(&self.fc1), self.act)?;
+        let input = run.dev.prepare(&wide, 0..rows, Norm::None, run.layer(&self.fc2))?;
+        run.dev.linear_add(&input, run.layer(&self.fc2), None, x, 0)
     }
 }
 
@@ -188,21 +204,28 @@ impl Names<'_> {
         format!("{}{name}", self.prefix)
     }
 
-    fn layer<D: Device>(&self, dev: &D, i: usize, config: &Config, act: Activation) -> Result<Layer<D>> {
+    fn layer<D: Device>(
+        &self,
+        dev: &D,
+        sites: &mut Sites,
+        i: usize,
+        config: &Config,
+        act: Activation,
+    ) -> Result<Layer<D>> {
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-        let dense = |part: &str, n, k| {
-            self.weights.dense(&self.name(&format!("encoder.layers.{i}.{part}")), n, k, true)
+        let name = |part: &str| format!("encoder.layers.{i}.{part}");
+        let dense = |part: &str, n, k| self.weights.dense(&self.name(&name(part)), n, k, true);
+        let norm = |part: &str| self.norm(dev, &name(part), config);
+        let parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
+        let [q, k, v] = parts.map(|part| dense(part, hidden, hidden));
+        let qkv = LinearSource::Dense(fuse_rows([q?, k?, v?]));
+        let qkv = sites.linear(dev, &qkv, parts.iter().map(|part| name(part)))?;
+        let mut linear = |part: &str, n, k| {
+            sites.linear(dev, &LinearSource::Dense(dense(part, n, k)?), [name(part)].into_iter())
         };
-        let linear = |part: &str, n, k| dev.load_linear(&LinearSource::Dense(dense(part, n, k)?));
-        let norm = |part: &str| self.norm(dev, &format!("encoder.layers.{i}.{part}"), config);
-        let qkv = fuse_rows([
-            dense("self_attn.q_proj", hidden, hidden)?,
-            dense("self_attn.k_proj", hidden, hidden)?,
-            dense("self_attn.v_proj", hidden, hidden)?,
-        ]);
         Ok(Layer {
             norm1: norm("layer_norm1")?,
-            qkv: dev.load_linear(&LinearSource::Dense(qkv))?,
+            qkv,
             out: linear("self_attn.out_proj", hidden, hidden)?,
             norm2: norm("layer_norm2")?,
             fc1: linear("mlp.fc1", wide, hidden)?,
@@ -241,7 +264,7 @@ mod tests {
         let clip = Clip::load(&dev, folder).unwrap();
         let (mut pooled, mut last_hidden) = (vec![], vec![]);
         for ids in golden.ids() {
-            let out = clip.encode(&dev, &ids).unwrap();
+            let out = clip.encode(Run::plain(&dev), &ids).unwrap();
             pooled.extend(out.pooled);
             last_hidden.extend(dev.download(&out.last_hidden).unwrap());
         }
@@ -338,7 +361,7 @@ mod tests {
     fn ids_that_do_not_fit_are_refused() {
         let dev = cpu();
         let clip = Clip::load(&dev, &Golden::open("clip").folder).unwrap();
-        let refused = |ids: &[u32], what: &str| match clip.encode(&dev, ids).map(|_| ()) {
+        let refused = |ids: &[u32], what: &str| match clip.encode(Run::plain(&dev), ids).map(|_| ()) {
             Err(Error::InvalidArgument(text)) => assert!(text.contains(what), "{text}"),
             other => panic!("{other:?}"),
         };

@@ -10,9 +10,10 @@ mod rope;
 use std::ops::Range;
 
 use crate::Result;
-use crate::ops::{Activation, Attention, Chunk, Device, Mask, Norm, QkNormRope};
+use crate::lora::{Linear, Run, Sites, Vector};
+use crate::ops::{Activation, Attention, Chunk, Device, LinearSource, Mask, Norm, QkNormRope};
 use crate::pipeline::sampler::sinusoidal;
-use crate::weights::flux::{FluxConfig, FluxWeights, Part, Stream};
+use crate::weights::flux::{FluxConfig, FluxWeights, Part, Stream, double_names, single_names};
 
 /// Width of the sinusoidal embedding of a timestep or guidance value.
 const SINUSOID: usize = 256;
@@ -20,32 +21,33 @@ const SINUSOID: usize = 256;
 /// The transformer's weights on a device.
 pub struct Flux<D: Device> {
     config: FluxConfig,
-    x_embedder: D::Linear,
-    context_embedder: D::Linear,
+    sites: Sites,
+    x_embedder: Linear<D>,
+    context_embedder: Linear<D>,
     timestep: Embedder<D>,
     guidance: Option<Embedder<D>>,
     pooled: Embedder<D>,
     double: Vec<DoubleBlock<D>>,
     single: Vec<Block<D>>,
-    norm_out: D::Linear,
-    proj_out: D::Linear,
+    norm_out: Linear<D>,
+    proj_out: Linear<D>,
 }
 
 /// Two linears with a SiLU between.
 struct Embedder<D: Device> {
-    linear_1: D::Linear,
-    linear_2: D::Linear,
+    linear_1: Linear<D>,
+    linear_2: Linear<D>,
 }
 
 /// One stream of a double block, or a single block.
 struct Block<D: Device> {
-    modulation: D::Linear,
-    qkv: D::Linear,
-    norm_q: D::Tensor,
-    norm_k: D::Tensor,
-    out: D::Linear,
-    fc1: D::Linear,
-    fc2: D::Linear,
+    modulation: Linear<D>,
+    qkv: Linear<D>,
+    norm_q: Vector<D>,
+    norm_k: Vector<D>,
+    out: Linear<D>,
+    fc1: Linear<D>,
+    fc2: Linear<D>,
 }
 
 struct DoubleBlock<D: Device> {
@@ -73,33 +75,45 @@ impl<D: Device> Flux<D> {
     pub fn load(dev: &D, weights: &FluxWeights) -> Result<Self> {
         let config = weights.config().clone();
         let hidden = config.hidden();
-        let plain = |name: &str, n, k| dev.load_linear(&weights.plain(name, n, k)?);
-        let embedder = |name: &str, k| -> Result<Embedder<D>> {
+        let mut sites = Sites::default();
+        let mut plain =
+            |name: &str, n, k| sites.linear(dev, &weights.plain(name, n, k)?, [name.to_owned()].into_iter());
+        let mut embedder = |name: &str, k| -> Result<Embedder<D>> {
             Ok(Embedder {
                 linear_1: plain(&format!("time_text_embed.{name}.linear_1"), hidden, k)?,
                 linear_2: plain(&format!("time_text_embed.{name}.linear_2"), hidden, hidden)?,
             })
         };
-        let double = |index| -> Result<DoubleBlock<D>> {
-            Ok(DoubleBlock {
-                text: Block::load_stream(dev, weights, index, Stream::Text)?,
-                image: Block::load_stream(dev, weights, index, Stream::Image)?,
-            })
-        };
+        let timestep = embedder("timestep_embedder", SINUSOID)?;
+        let guidance = config.guidance_embeds.then(|| embedder("guidance_embedder", SINUSOID)).transpose()?;
+        let pooled = embedder("text_embedder", config.pooled_projection_dim)?;
         Ok(Flux {
             x_embedder: plain("x_embedder", hidden, config.in_channels)?,
             context_embedder: plain("context_embedder", hidden, config.joint_attention_dim)?,
-            timestep: embedder("timestep_embedder", SINUSOID)?,
-            guidance: config.guidance_embeds.then(|| embedder("guidance_embedder", SINUSOID)).transpose()?,
-            pooled: embedder("text_embedder", config.pooled_projection_dim)?,
-            double: (0..config.num_layers).map(double).collect::<Result<_>>()?,
-            single: (0..config.num_single_layers)
-                .map(|index| Block::load_single(dev, weights, index))
-                .collect::<Result<_>>()?,
-            norm_out: dev.load_linear(&weights.norm_out()?)?,
             proj_out: plain("proj_out", config.out_channels, hidden)?,
+            timestep,
+            guidance,
+            pooled,
+            norm_out: sites.linear(dev, &weights.norm_out()?, ["norm_out.linear".to_owned()].into_iter())?,
+            double: (0..config.num_layers)
+                .map(|index| {
+                    Ok(DoubleBlock {
+                        text: Block::load_stream(dev, &mut sites, weights, index, Stream::Text)?,
+                        image: Block::load_stream(dev, &mut sites, weights, index, Stream::Image)?,
+                    })
+                })
+                .collect::<Result<_>>()?,
+            single: (0..config.num_single_layers)
+                .map(|index| Block::load_single(dev, &mut sites, weights, index))
+                .collect::<Result<_>>()?,
+            sites,
             config,
         })
+    }
+
+    /// Where LoRAs attach, by diffusers' names.
+    pub fn sites(&self) -> &Sites {
+        &self.sites
     }
 
     /// Sizes of the network.
@@ -115,26 +129,26 @@ impl<D: Device> Flux<D> {
     /// `pooled` is CLIP's embedding of the prompt; `guidance` is ignored by models without its embedding.
     pub fn condition(
         &self,
-        dev: &D,
+        run: Run<'_, D>,
         timesteps: &[f32],
         guidance: f32,
         pooled: &[f32],
     ) -> Result<Conditioning<D>> {
         let steps = timesteps.len();
         let sinusoids: Vec<f32> = timesteps.iter().flat_map(|&t| sinusoidal(t, SINUSOID)).collect();
-        let hidden = self.timestep.hidden(dev, &sinusoids, SINUSOID)?;
-        let mut temb = dev.linear(&hidden, &self.timestep.linear_2, Activation::None)?;
+        let hidden = self.timestep.hidden(run, &sinusoids, SINUSOID)?;
+        let mut temb = run.dev.linear(&hidden, run.layer(&self.timestep.linear_2), Activation::None)?;
         if let Some(embedder) = &self.guidance {
-            let scaled = dev.round(dev.round(guidance) * 1000.0);
-            let hidden = embedder.hidden(dev, &sinusoidal(scaled, SINUSOID).repeat(steps), SINUSOID)?;
-            dev.linear_add(&hidden, &embedder.linear_2, None, &mut temb, 0)?;
+            let scaled = run.dev.round(run.dev.round(guidance) * 1000.0);
+            let hidden = embedder.hidden(run, &sinusoidal(scaled, SINUSOID).repeat(steps), SINUSOID)?;
+            run.dev.linear_add(&hidden, run.layer(&embedder.linear_2), None, &mut temb, 0)?;
         }
-        let hidden = self.pooled.hidden(dev, &pooled.repeat(steps), pooled.len())?;
-        dev.linear_add(&hidden, &self.pooled.linear_2, None, &mut temb, 0)?;
+        let hidden = self.pooled.hidden(run, &pooled.repeat(steps), pooled.len())?;
+        run.dev.linear_add(&hidden, run.layer(&self.pooled.linear_2), None, &mut temb, 0)?;
 
-        let table = |modulation: &D::Linear| -> Result<D::Tensor> {
-            let input = dev.prepare(&temb, 0..steps, Norm::Silu, modulation)?;
-            dev.linear(&input, modulation, Activation::None)
+        let table = |modulation: &Linear<D>| -> Result<D::Tensor> {
+            let input = run.dev.prepare(&temb, 0..steps, Norm::Silu, run.layer(modulation))?;
+            run.dev.linear(&input, run.layer(modulation), Activation::None)
         };
         Ok(Conditioning {
             double: self
@@ -151,24 +165,24 @@ impl<D: Device> Flux<D> {
     /// `grid = [rows, columns]` patches ready for [`Self::velocity`].
     pub fn sequence(
         &self,
-        dev: &D,
+        run: Run<'_, D>,
         text: &D::Tensor,
         text_rows: usize,
         grid: [usize; 2],
     ) -> Result<Sequence<D>> {
         let rope = rope::table(&self.config.axes_dims_rope, text_rows, grid);
         Ok(Sequence {
-            text: dev.prepare(text, 0..text_rows, Norm::None, &self.context_embedder)?,
+            text: run.dev.prepare(text, 0..text_rows, Norm::None, run.layer(&self.context_embedder))?,
             text_rows,
             image_rows: grid[0] * grid[1],
-            rope: dev.upload(&rope, self.config.attention_head_dim)?,
+            rope: run.dev.upload(&rope, self.config.attention_head_dim)?,
         })
     }
 
     /// The velocity of `latents` (`[patches, in_channels]`) at `step`: `[patches, out_channels]`.
     pub fn velocity(
         &self,
-        dev: &D,
+        run: Run<'_, D>,
         latents: &D::Tensor,
         sequence: &Sequence<D>,
         conditioning: &Conditioning<D>,
@@ -177,88 +191,117 @@ impl<D: Device> Flux<D> {
         let hidden = self.config.hidden();
         let rows = sequence.text_rows + sequence.image_rows;
         let image = sequence.text_rows..rows;
-        let mut x = dev.zeros(rows, hidden)?;
-        dev.linear_add(&sequence.text, &self.context_embedder, None, &mut x, 0)?;
-        let patches = dev.prepare(latents, 0..sequence.image_rows, Norm::None, &self.x_embedder)?;
-        dev.linear_add(&patches, &self.x_embedder, None, &mut x, image.start)?;
+        let mut x = run.dev.zeros(rows, hidden)?;
+        run.dev.linear_add(&sequence.text, run.layer(&self.context_embedder), None, &mut x, 0)?;
+        let patches =
+            run.dev.prepare(latents, 0..sequence.image_rows, Norm::None, run.layer(&self.x_embedder))?;
+        run.dev.linear_add(&patches, run.layer(&self.x_embedder), None, &mut x, image.start)?;
 
         for (block, [text_table, image_table]) in self.double.iter().zip(&conditioning.double) {
             let streams = [
                 Rows { block: &block.text, table: text_table, step, hidden, rows: 0..sequence.text_rows },
                 Rows { block: &block.image, table: image_table, step, hidden, rows: image.clone() },
             ];
-            let attention = self.attend(dev, &x, &streams, sequence)?;
+            let attention = self.attend(run, &x, &streams, sequence)?;
             for stream in &streams {
-                stream.add_attention(dev, &attention, &mut x)?;
-                stream.add_mlp(dev, stream.mlp(dev, &x, [3, 4])?, &mut x, 5)?;
+                stream.add_attention(run, &attention, &mut x)?;
+                stream.add_mlp(run, stream.mlp(run, &x, [3, 4])?, &mut x, 5)?;
             }
         }
         for (block, table) in self.single.iter().zip(&conditioning.single) {
             let all = [Rows { block, table, step, hidden, rows: 0..rows }];
-            let mlp = all[0].mlp(dev, &x, [0, 1])?;
-            let attention = self.attend(dev, &x, &all, sequence)?;
-            all[0].add_attention(dev, &attention, &mut x)?;
-            all[0].add_mlp(dev, mlp, &mut x, 2)?;
+            let mlp = all[0].mlp(run, &x, [0, 1])?;
+            let attention = self.attend(run, &x, &all, sequence)?;
+            all[0].add_attention(run, &attention, &mut x)?;
+            all[0].add_mlp(run, mlp, &mut x, 2)?;
         }
 
         let chunk = |index: usize| Chunk { table: &conditioning.norm_out, row: step, start: index * hidden };
-        let last =
-            dev.prepare(&x, image, Norm::Modulate { scale: chunk(0), shift: chunk(1) }, &self.proj_out)?;
-        dev.linear(&last, &self.proj_out, Activation::None)
+        let last = run.dev.prepare(
+            &x,
+            image,
+            Norm::Modulate { scale: chunk(0), shift: chunk(1) },
+            run.layer(&self.proj_out),
+        )?;
+        run.dev.linear(&last, run.layer(&self.proj_out), Activation::None)
     }
 
     /// Joint attention of all streams: `[rows, hidden]`.
     fn attend(
         &self,
-        dev: &D,
+        run: Run<'_, D>,
         x: &D::Tensor,
         streams: &[Rows<'_, D>],
         sequence: &Sequence<D>,
     ) -> Result<D::Tensor> {
-        let mut qkv = dev.zeros(sequence.text_rows + sequence.image_rows, 3 * self.config.hidden())?;
+        let mut qkv = run.dev.zeros(sequence.text_rows + sequence.image_rows, 3 * self.config.hidden())?;
         for stream in streams {
-            stream.qkv(dev, x, &sequence.rope, &mut qkv)?;
+            stream.qkv(run, x, &sequence.rope, &mut qkv)?;
         }
         let scale = (self.config.attention_head_dim as f32).sqrt().recip();
-        dev.attention(&qkv, Attention { heads: self.config.num_attention_heads, scale, mask: Mask::None })
+        run.dev.attention(&qkv, Attention { heads: self.config.num_attention_heads, scale, mask: Mask::None })
     }
 }
 
 impl<D: Device> Embedder<D> {
     /// `silu(linear_1(data))`, ready for `linear_2`.
-    fn hidden(&self, dev: &D, data: &[f32], cols: usize) -> Result<D::Input> {
+    fn hidden(&self, run: Run<'_, D>, data: &[f32], cols: usize) -> Result<D::Input> {
         let rows = data.len() / cols;
-        let input = dev.prepare(&dev.upload(data, cols)?, 0..rows, Norm::None, &self.linear_1)?;
-        let hidden = dev.linear(&input, &self.linear_1, Activation::Silu)?;
-        dev.prepare(&hidden, 0..rows, Norm::None, &self.linear_2)
+        let input =
+            run.dev.prepare(&run.dev.upload(data, cols)?, 0..rows, Norm::None, run.layer(&self.linear_1))?;
+        let hidden = run.dev.linear(&input, run.layer(&self.linear_1), Activation::Silu)?;
+        run.dev.prepare(&hidden, 0..rows, Norm::None, run.layer(&self.linear_2))
     }
 }
 
 impl<D: Device> Block<D> {
-    fn load_stream(dev: &D, weights: &FluxWeights, index: usize, stream: Stream) -> Result<Self> {
-        let linear = |part| dev.load_linear(&weights.double(index, stream, part)?);
-        Self::load(dev, linear, weights.double_norms(index, stream)?)
-    }
-
-    fn load_single(dev: &D, weights: &FluxWeights, index: usize) -> Result<Self> {
-        let linear = |part| dev.load_linear(&weights.single(index, part)?);
-        Self::load(dev, linear, weights.single_norms(index)?)
-    }
-
-    fn load(
+    fn load_stream(
         dev: &D,
-        linear: impl Fn(Part) -> Result<D::Linear>,
+        sites: &mut Sites,
+        weights: &FluxWeights,
+        index: usize,
+        stream: Stream,
+    ) -> Result<Self> {
+        let prefix = format!("transformer_blocks.{index}.");
+        let norms = match stream {
+            Stream::Image => ["attn.norm_q", "attn.norm_k"],
+            Stream::Text => ["attn.norm_added_q", "attn.norm_added_k"],
+        };
+        let linear = |part| Ok((weights.double(index, stream, part)?, double_names(stream, part)));
+        Self::load(dev, sites, &prefix, linear, norms, weights.double_norms(index, stream)?)
+    }
+
+    fn load_single(dev: &D, sites: &mut Sites, weights: &FluxWeights, index: usize) -> Result<Self> {
+        let prefix = format!("single_transformer_blocks.{index}.");
+        let linear = |part| Ok((weights.single(index, part)?, single_names(part)));
+        let norms = ["attn.norm_q", "attn.norm_k"];
+        Self::load(dev, sites, &prefix, linear, norms, weights.single_norms(index)?)
+    }
+
+    /// `source` gives a part and diffusers' names of what it holds.
+    fn load<'a>(
+        dev: &D,
+        sites: &mut Sites,
+        prefix: &str,
+        source: impl Fn(Part) -> Result<(LinearSource<'a>, &'static [&'static str])>,
+        [name_q, name_k]: [&str; 2],
         [norm_q, norm_k]: [Vec<f32>; 2],
     ) -> Result<Self> {
-        Ok(Block {
-            modulation: linear(Part::Modulation)?,
-            qkv: linear(Part::Qkv)?,
-            norm_q: dev.upload(&norm_q, norm_q.len())?,
-            norm_k: dev.upload(&norm_k, norm_k.len())?,
-            out: linear(Part::Out)?,
-            fc1: linear(Part::Fc1)?,
-            fc2: linear(Part::Fc2)?,
-        })
+        let mut linear = |part| {
+            let (source, names) = source(part)?;
+            sites.linear(dev, &source, names.iter().map(|name| format!("{prefix}{name}")))
+        };
+        // proj_out of a single block has the inputs of `out` first, then those of `fc2`.
+        let [modulation, qkv, out, fc1, fc2] = [
+            linear(Part::Modulation)?,
+            linear(Part::Qkv)?,
+            linear(Part::Out)?,
+            linear(Part::Fc1)?,
+            linear(Part::Fc2)?,
+        ];
+        let norm_q = sites.vector(dev, &norm_q, format!("{prefix}{name_q}"))?;
+        let norm_k = sites.vector(dev, &norm_k, format!("{prefix}{name_k}"))?;
+        Ok(Block { modulation, qkv, norm_q, norm_k, out, fc1, fc2 })
     }
 }
 
@@ -283,27 +326,29 @@ impl<D: Device> Rows<'_, D> {
         Norm::Modulate { scale: self.chunk(scale), shift: self.chunk(shift) }
     }
 
-    fn qkv(&self, dev: &D, x: &D::Tensor, rope: &D::Tensor, qkv: &mut D::Tensor) -> Result<()> {
-        let input = dev.prepare(x, self.rows.clone(), self.modulate([0, 1]), &self.block.qkv)?;
-        let norm = QkNormRope { q: &self.block.norm_q, k: &self.block.norm_k, rope };
-        dev.linear_qkv(&input, &self.block.qkv, norm, qkv, self.rows.start)
+    fn qkv(&self, run: Run<'_, D>, x: &D::Tensor, rope: &D::Tensor, qkv: &mut D::Tensor) -> Result<()> {
+        let input =
+            run.dev.prepare(x, self.rows.clone(), self.modulate([0, 1]), run.layer(&self.block.qkv))?;
+        let norm = QkNormRope { q: run.vector(&self.block.norm_q), k: run.vector(&self.block.norm_k), rope };
+        run.dev.linear_qkv(&input, run.layer(&self.block.qkv), norm, qkv, self.rows.start)
     }
 
     /// `x += gate · out(attention)`
-    fn add_attention(&self, dev: &D, attention: &D::Tensor, x: &mut D::Tensor) -> Result<()> {
-        let input = dev.prepare(attention, self.rows.clone(), Norm::None, &self.block.out)?;
-        dev.linear_add(&input, &self.block.out, Some(self.chunk(2)), x, self.rows.start)
+    fn add_attention(&self, run: Run<'_, D>, attention: &D::Tensor, x: &mut D::Tensor) -> Result<()> {
+        let input = run.dev.prepare(attention, self.rows.clone(), Norm::None, run.layer(&self.block.out))?;
+        run.dev.linear_add(&input, run.layer(&self.block.out), Some(self.chunk(2)), x, self.rows.start)
     }
 
     /// The MLP up to the input of its second linear.
-    fn mlp(&self, dev: &D, x: &D::Tensor, modulation: [usize; 2]) -> Result<D::Input> {
-        let input = dev.prepare(x, self.rows.clone(), self.modulate(modulation), &self.block.fc1)?;
-        dev.linear_gelu(&input, &self.block.fc1, &self.block.fc2)
+    fn mlp(&self, run: Run<'_, D>, x: &D::Tensor, modulation: [usize; 2]) -> Result<D::Input> {
+        let input =
+            run.dev.prepare(x, self.rows.clone(), self.modulate(modulation), run.layer(&self.block.fc1))?;
+        run.dev.linear_gelu(&input, run.layer(&self.block.fc1), run.layer(&self.block.fc2))
     }
 
     /// `x += gate · fc2(mlp)`
-    fn add_mlp(&self, dev: &D, mlp: D::Input, x: &mut D::Tensor, gate: usize) -> Result<()> {
-        dev.linear_add(&mlp, &self.block.fc2, Some(self.chunk(gate)), x, self.rows.start)
+    fn add_mlp(&self, run: Run<'_, D>, mlp: D::Input, x: &mut D::Tensor, gate: usize) -> Result<()> {
+        run.dev.linear_add(&mlp, run.layer(&self.block.fc2), Some(self.chunk(gate)), x, self.rows.start)
     }
 }
 

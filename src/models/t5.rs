@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::embedding::{Embedding, fuse_rows};
+use crate::lora::{Linear, Run, Sites};
 use crate::ops::{Activation, Attention, Device, LinearSource, Mask, Norm};
 use crate::weights::{Checkpoint, read_json};
 use crate::{Error, Result};
@@ -53,6 +54,7 @@ impl Config {
 /// T5EncoderModel, v1.1: pre-norm blocks with RMSNorm, no biases, and a learned bias on attention
 /// scores that depends on the distance of query and key and is the same in all layers.
 pub struct T5<D: Device> {
+    sites: Sites,
     tokens: Embedding,
     distances: Distances,
     layers: Vec<Layer<D>>,
@@ -63,12 +65,12 @@ pub struct T5<D: Device> {
 
 struct Layer<D: Device> {
     norm1: D::Tensor,
-    qkv: D::Linear,
-    out: D::Linear,
+    qkv: Linear<D>,
+    out: Linear<D>,
     norm2: D::Tensor,
-    gate: D::Linear,
-    up: D::Linear,
-    down: D::Linear,
+    gate: Linear<D>,
+    up: Linear<D>,
+    down: Linear<D>,
 }
 
 impl<D: Device> T5<D> {
@@ -83,6 +85,7 @@ impl<D: Device> T5<D> {
         let tokens = ["shared.weight", "encoder.embed_tokens.weight"];
         let tokens = if weights.get(tokens[1]).is_some() { tokens[1] } else { tokens[0] };
         let buckets = config.relative_attention_num_buckets;
+        let mut sites = Sites::default();
         let bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
         Ok(T5 {
             tokens: Embedding::load(&weights, tokens, config.vocab_size, d_model)?,
@@ -93,12 +96,18 @@ impl<D: Device> T5<D> {
                 far: config.relative_attention_max_distance,
             },
             layers: (0..config.num_layers)
-                .map(|i| Layer::load(dev, &weights, i, &config, &path))
+                .map(|i| Layer::load(dev, &mut sites, &weights, i, &config, &path))
                 .collect::<Result<_>>()?,
             final_norm: dev.upload(&weights.f32("encoder.final_layer_norm.weight", &[d_model])?, d_model)?,
+            sites,
             heads,
             eps: config.layer_norm_epsilon,
         })
+    }
+
+    /// Where LoRAs attach, by the names in transformers' T5EncoderModel.
+    pub fn sites(&self) -> &Sites {
+        &self.sites
     }
 
     /// The width of an embedding.
@@ -108,35 +117,44 @@ impl<D: Device> T5<D> {
 
     /// Encodes the ids of one prompt, padding included, to `[tokens, d_model]`. Ids beyond the
     /// vocabulary and an empty list are [`Error::InvalidArgument`].
-    pub fn encode(&self, dev: &D, ids: &[u32]) -> Result<D::Tensor> {
-        let mut x = dev.upload(&self.tokens.gather(ids)?, self.hidden())?;
-        let bias = dev.upload(&self.distances.bias(ids.len())?, ids.len())?;
+    pub fn encode(&self, run: Run<'_, D>, ids: &[u32]) -> Result<D::Tensor> {
+        let mut x = run.dev.upload(&self.tokens.gather(ids)?, self.hidden())?;
+        let bias = run.dev.upload(&self.distances.bias(ids.len())?, ids.len())?;
         for layer in &self.layers {
-            layer.run(dev, &mut x, &bias, ids.len(), self.heads, self.eps)?;
+            layer.run(run, &mut x, &bias, ids.len(), self.heads, self.eps)?;
         }
-        dev.norm(&x, Norm::Rms { weight: &self.final_norm, eps: self.eps })
+        run.dev.norm(&x, Norm::Rms { weight: &self.final_norm, eps: self.eps })
     }
 }
 
 impl<D: Device> Layer<D> {
-    fn load(dev: &D, weights: &Checkpoint, i: usize, config: &Config, path: &Path) -> Result<Self> {
+    fn load(
+        dev: &D,
+        sites: &mut Sites,
+        weights: &Checkpoint,
+        i: usize,
+        config: &Config,
+        path: &Path,
+    ) -> Result<Self> {
         let (d_model, d_ff) = (config.d_model, config.d_ff);
         let inner = config.num_heads.checked_mul(config.d_kv);
         let inner = inner.ok_or_else(|| Error::format(path, "num_heads · d_kv is too large"))?;
-        let dense = |part: &str, n, k| weights.dense(&format!("encoder.block.{i}.layer.{part}"), n, k, false);
-        let linear = |part: &str, n, k| dev.load_linear(&LinearSource::Dense(dense(part, n, k)?));
+        let name = |part: &str| format!("encoder.block.{i}.layer.{part}");
+        let dense = |part: &str, n, k| weights.dense(&name(part), n, k, false);
         let norm = |part: &str| {
             let name = format!("encoder.block.{i}.layer.{part}.layer_norm.weight");
             dev.upload(&weights.f32(&name, &[d_model])?, d_model)
         };
-        let qkv = fuse_rows([
-            dense("0.SelfAttention.q", inner, d_model)?,
-            dense("0.SelfAttention.k", inner, d_model)?,
-            dense("0.SelfAttention.v", inner, d_model)?,
-        ]);
+        let parts = ["0.SelfAttention.q", "0.SelfAttention.k", "0.SelfAttention.v"];
+        let [q, k, v] = parts.map(|part| dense(part, inner, d_model));
+        let qkv = LinearSource::Dense(fuse_rows([q?, k?, v?]));
+        let qkv = sites.linear(dev, &qkv, parts.iter().map(|part| name(part)))?;
+        let mut linear = |part: &str, n, k| {
+            sites.linear(dev, &LinearSource::Dense(dense(part, n, k)?), [name(part)].into_iter())
+        };
         Ok(Layer {
             norm1: norm("0")?,
-            qkv: dev.load_linear(&LinearSource::Dense(qkv))?,
+            qkv,
             out: linear("0.SelfAttention.o", d_model, inner)?,
             norm2: norm("1")?,
             gate: linear("1.DenseReluDense.wi_0", d_ff, d_model)?,
@@ -148,25 +166,28 @@ impl<D: Device> Layer<D> {
     /// `x += attention(norm1(x))`, `x += down(gelu(gate(norm2(x))) ⊙ up(norm2(x)))`
     fn run(
         &self,
-        dev: &D,
+        run: Run<'_, D>,
         x: &mut D::Tensor,
         bias: &D::Tensor,
         rows: usize,
         heads: usize,
         eps: f32,
     ) -> Result<()> {
-        let input = dev.prepare(x, 0..rows, Norm::Rms { weight: &self.norm1, eps }, &self.qkv)?;
-        let qkv = dev.linear(&input, &self.qkv, Activation::None)?;
-        let seen = dev.attention(&qkv, Attention { heads, scale: 1.0, mask: Mask::Bias(bias) })?;
-        let input = dev.prepare(&seen, 0..rows, Norm::None, &self.out)?;
-        dev.linear_add(&input, &self.out, None, x, 0)?;
+        let input =
+            run.dev.prepare(x, 0..rows, Norm::Rms { weight: &self.norm1, eps }, run.layer(&self.qkv))?;
+        let qkv = run.dev.linear(&input, run.layer(&self.qkv), Activation::None)?;
+        let seen = run.dev.attention(&qkv, Attention { heads, scale: 1.0, mask: Mask::Bias(bias) })?;
+        let input = run.dev.prepare(&seen, 0..rows, Norm::None, run.layer(&self.out))?;
+        run.dev.linear_add(&input, run.layer(&self.out), None, x, 0)?;
 
-        let input = dev.prepare(x, 0..rows, Norm::Rms { weight: &self.norm2, eps }, &self.up)?;
-        let up = dev.linear(&input, &self.up, Activation::None)?;
-        let input = dev.prepare(x, 0..rows, Norm::Rms { weight: &self.norm2, eps }, &self.gate)?;
-        let wide = dev.linear_mul(&input, &self.gate, Activation::GeluTanh, &up)?;
-        let input = dev.prepare(&wide, 0..rows, Norm::None, &self.down)?;
-        dev.linear_add(&input, &self.down, None, x, 0)
+        let input =
+            run.dev.prepare(x, 0..rows, Norm::Rms { weight: &self.norm2, eps }, run.layer(&self.up))?;
+        let up = run.dev.linear(&input, run.layer(&self.up), Activation::None)?;
+        let input =
+            run.dev.prepare(x, 0..rows, Norm::Rms { weight: &self.norm2, eps }, run.layer(&self.gate))?;
+        let wide = run.dev.linear_mul(&input, run.layer(&self.gate), Activation::GeluTanh, &up)?;
+        let input = run.dev.prepare(&wide, 0..rows, Norm::None, run.layer(&self.down))?;
+        run.dev.linear_add(&input, run.layer(&self.down), None, x, 0)
     }
 }
 
@@ -236,7 +257,7 @@ mod tests {
         let t5 = T5::load(&dev, folder).unwrap();
         let ids = golden.ids();
         assert_eq!(ids.len(), 1);
-        let got = dev.download(&t5.encode(&dev, &ids[0]).unwrap()).unwrap();
+        let got = dev.download(&t5.encode(Run::plain(&dev), &ids[0]).unwrap()).unwrap();
         let error = relative_error(&got, &golden.values("last_hidden_state"));
         assert!(error < 1e-4, "last_hidden_state is off by {error}");
     }
@@ -326,7 +347,7 @@ mod tests {
         for (ids, what) in
             [(vec![], "at least one"), (vec![3, 60, 1], "token id 60"), (vec![u32::MAX], "4294967295")]
         {
-            match t5.encode(&dev, &ids).map(|_| ()) {
+            match t5.encode(Run::plain(&dev), &ids).map(|_| ()) {
                 Err(Error::InvalidArgument(text)) => assert!(text.contains(what), "{text}"),
                 other => panic!("{other:?}"),
             }

@@ -14,7 +14,7 @@ mod source;
 use std::ops::Range;
 
 use crate::Result;
-pub use source::{AwqSource, ConvSource, DenseSource, LinearSource, Storage, SvdqSource};
+pub use source::{AwqSource, ConvSource, DenseSource, LinearSource, LowRankSource, Storage, SvdqSource};
 
 /// How the input of a 4-bit linear is quantised at run time. Weights, low-rank branch and
 /// checkpoint are the same in all three.
@@ -43,6 +43,30 @@ pub enum Activation {
     /// `v · sigmoid(1.702 v)`
     QuickGelu,
 }
+
+/// A linear as one operation uses it: its weights, and the low-rank updates (LoRAs) attached to it.
+pub struct Layer<'a, D: Device> {
+    /// The weights.
+    pub weights: &'a D::Linear,
+    /// Updates of this linear and their strengths. Strengths may differ from call to call, but
+    /// [`Device::prepare`] and the operation on its result are given the same ones.
+    pub updates: &'a [(&'a D::LowRank, f32)],
+}
+
+impl<'a, D: Device> Layer<'a, D> {
+    /// The weights alone.
+    pub fn plain(weights: &'a D::Linear) -> Self {
+        Layer { weights, updates: &[] }
+    }
+}
+
+impl<D: Device> Clone for Layer<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: Device> Copy for Layer<'_, D> {}
 
 /// A slice of one row of a modulation table: `table[row, start .. start + channels]`.
 pub struct Chunk<'a, D: Device> {
@@ -126,7 +150,9 @@ pub trait Device: Send + Sync + Sized {
     /// The weights of a linear, in whatever form the device wants them: dense, 4-bit with a
     /// low-rank branch, or 4-bit without activation quantisation (AWQ).
     type Linear: Send + Sync;
-    /// A row block made ready for one particular [`Self::Linear`].
+    /// A low-rank update of one particular [`Self::Linear`].
+    type LowRank: Send + Sync;
+    /// A row block made ready for one particular [`Layer`].
     type Input: Send;
     /// The weights of a 2-D convolution.
     type Conv: Send + Sync;
@@ -137,6 +163,8 @@ pub trait Device: Send + Sync + Sized {
 
     /// Puts the weights of a linear on the device.
     fn load_linear(&self, source: &LinearSource<'_>) -> Result<Self::Linear>;
+    /// Puts a low-rank update of a linear on the device.
+    fn load_low_rank(&self, source: &LowRankSource) -> Result<Self::LowRank>;
     /// Puts the weights of a convolution on the device.
     fn load_conv(&self, source: &ConvSource) -> Result<Self::Conv>;
     /// Puts `data`, `[data.len() / cols, cols]`, on the device without loss.
@@ -151,26 +179,29 @@ pub trait Device: Send + Sync + Sized {
     /// lora[m,r] = Σ_k h[m,k] · A[r,k]
     /// xq, xs    = quantise(h[m,k] / smooth[k])        per the device's Profile
     /// ```
+    /// Each update of `w` adds ranks of its own, `lora_i[m,r] = strength_i · Σ_k h[m,k] · A_i[r,k]`: it
+    /// sees `h` itself, whatever the kind of `w`.
     fn prepare(
         &self,
         x: &Self::Tensor,
         rows: Range<usize>,
         norm: Norm<'_, Self>,
-        w: &Self::Linear,
+        w: Layer<'_, Self>,
     ) -> Result<Self::Input>;
 
     /// `y = act(linear(x))`, where `linear` is, dense or AWQ, `Σ_k h[m,k] W[n,k] + b[n]`, and 4-bit
     /// ```text
     /// linear[m,n] = Σ_b (Σ_{k in block b} xq[m,k] · wq[n,k]) · xs[m,b] · ws[n,b] + Σ_r lora[m,r] · B[n,r] + b[n]
     /// ```
-    /// with exact integer sums inside a block.
-    fn linear(&self, x: &Self::Input, w: &Self::Linear, act: Activation) -> Result<Self::Tensor>;
+    /// with exact integer sums inside a block. Each update adds, to the outputs `n` that it covers,
+    /// `Σ_r lora_i[m,r] · B_i[n,r] + strength_i · b_i[n]`; the weights stay as they are.
+    fn linear(&self, x: &Self::Input, w: Layer<'_, Self>, act: Activation) -> Result<Self::Tensor>;
 
     /// `y = act(linear(x)) ⊙ by` (T5's gated GELU).
     fn linear_mul(
         &self,
         x: &Self::Input,
-        w: &Self::Linear,
+        w: Layer<'_, Self>,
         act: Activation,
         by: &Self::Tensor,
     ) -> Result<Self::Tensor>;
@@ -179,7 +210,7 @@ pub trait Device: Send + Sync + Sized {
     fn linear_add(
         &self,
         x: &Self::Input,
-        w: &Self::Linear,
+        w: Layer<'_, Self>,
         gate: Option<Chunk<'_, Self>>,
         into: &mut Self::Tensor,
         row: usize,
@@ -195,7 +226,7 @@ pub trait Device: Send + Sync + Sized {
     fn linear_qkv(
         &self,
         x: &Self::Input,
-        w: &Self::Linear,
+        w: Layer<'_, Self>,
         norm: QkNormRope<'_, Self>,
         into: &mut Self::Tensor,
         row: usize,
@@ -203,7 +234,7 @@ pub trait Device: Send + Sync + Sized {
 
     /// `prepare(gelu_tanh(linear(x)), next)`. For a 4-bit `next` the low-rank branch sees the GELU's
     /// output `g`, and the quantiser sees `(g + 0.171875) / smooth`, which is never negative.
-    fn linear_gelu(&self, x: &Self::Input, w: &Self::Linear, next: &Self::Linear) -> Result<Self::Input>;
+    fn linear_gelu(&self, x: &Self::Input, w: Layer<'_, Self>, next: Layer<'_, Self>) -> Result<Self::Input>;
 
     /// `norm(x)` as a tensor.
     fn norm(&self, x: &Self::Tensor, norm: Norm<'_, Self>) -> Result<Self::Tensor>;

@@ -18,6 +18,12 @@ pub(crate) struct Linear {
     k: usize,
 }
 
+/// The shape of the linear that it updates.
+pub(crate) struct LowRank {
+    n: usize,
+    k: usize,
+}
+
 pub(crate) struct Conv {
     n: usize,
     c: usize,
@@ -47,6 +53,12 @@ impl Shapes {
         }
     }
 
+    fn check_layer(&self, w: Layer<'_, Self>) {
+        for (update, _) in w.updates {
+            assert_eq!([update.n, update.k], [w.weights.n, w.weights.k]);
+        }
+    }
+
     fn check_chunk(&self, cols: usize, chunk: &Chunk<'_, Self>) {
         assert!(chunk.row < chunk.table.rows && chunk.start + cols <= chunk.table.cols);
     }
@@ -55,6 +67,7 @@ impl Shapes {
 impl Device for Shapes {
     type Tensor = Shape;
     type Linear = Linear;
+    type LowRank = LowRank;
     /// Rows that are ready for a linear of so many input features.
     type Input = Shape;
     type Conv = Conv;
@@ -66,6 +79,14 @@ impl Device for Shapes {
     fn load_linear(&self, source: &LinearSource<'_>) -> Result<Linear> {
         let [n, k] = source.shape();
         Ok(Linear { n, k })
+    }
+
+    fn load_low_rank(&self, source: &LowRankSource) -> Result<LowRank> {
+        let LowRankSource { n, k, ref rows, rank, .. } = *source;
+        assert!(rows.end <= n);
+        assert_eq!([source.down.len(), source.up.len()], [rank * k, rows.len() * rank]);
+        assert!([0, rows.len()].contains(&source.bias.len()));
+        Ok(LowRank { n, k })
     }
 
     fn load_conv(&self, source: &ConvSource) -> Result<Conv> {
@@ -87,35 +108,42 @@ impl Device for Shapes {
         Ok(vec![0.0; x.rows * x.cols])
     }
 
-    fn prepare(&self, x: &Shape, rows: Range<usize>, norm: Norm<'_, Self>, w: &Linear) -> Result<Shape> {
-        assert_eq!(x.cols, w.k);
+    fn prepare(
+        &self,
+        x: &Shape,
+        rows: Range<usize>,
+        norm: Norm<'_, Self>,
+        w: Layer<'_, Self>,
+    ) -> Result<Shape> {
+        assert_eq!(x.cols, w.weights.k);
+        self.check_layer(w);
         assert!(rows.end <= x.rows);
         self.check_norm(x.cols, &norm);
-        self.zeros(rows.len(), w.k)
+        self.zeros(rows.len(), w.weights.k)
     }
 
-    fn linear(&self, x: &Shape, w: &Linear, _: Activation) -> Result<Shape> {
-        assert_eq!(x.cols, w.k);
-        self.zeros(x.rows, w.n)
+    fn linear(&self, x: &Shape, w: Layer<'_, Self>, _: Activation) -> Result<Shape> {
+        assert_eq!(x.cols, w.weights.k);
+        self.zeros(x.rows, w.weights.n)
     }
 
-    fn linear_mul(&self, x: &Shape, w: &Linear, act: Activation, by: &Shape) -> Result<Shape> {
-        by.assert(x.rows, w.n);
+    fn linear_mul(&self, x: &Shape, w: Layer<'_, Self>, act: Activation, by: &Shape) -> Result<Shape> {
+        by.assert(x.rows, w.weights.n);
         self.linear(x, w, act)
     }
 
     fn linear_add(
         &self,
         x: &Shape,
-        w: &Linear,
+        w: Layer<'_, Self>,
         gate: Option<Chunk<'_, Self>>,
         into: &mut Shape,
         row: usize,
     ) -> Result<()> {
-        assert_eq!((x.cols, into.cols), (w.k, w.n));
+        assert_eq!((x.cols, into.cols), (w.weights.k, w.weights.n));
         assert!(row + x.rows <= into.rows);
         if let Some(gate) = gate {
-            self.check_chunk(w.n, &gate);
+            self.check_chunk(w.weights.n, &gate);
         }
         Ok(())
     }
@@ -123,7 +151,7 @@ impl Device for Shapes {
     fn linear_qkv(
         &self,
         x: &Shape,
-        w: &Linear,
+        w: Layer<'_, Self>,
         norm: QkNormRope<'_, Self>,
         into: &mut Shape,
         row: usize,
@@ -132,11 +160,11 @@ impl Device for Shapes {
         norm.q.assert(1, head_dim);
         norm.k.assert(1, head_dim);
         norm.rope.assert(into.rows, head_dim);
-        assert_eq!(w.n % (3 * head_dim), 0);
+        assert_eq!(w.weights.n % (3 * head_dim), 0);
         self.linear_add(x, w, None, into, row)
     }
 
-    fn linear_gelu(&self, x: &Shape, w: &Linear, next: &Linear) -> Result<Shape> {
+    fn linear_gelu(&self, x: &Shape, w: Layer<'_, Self>, next: Layer<'_, Self>) -> Result<Shape> {
         let hidden = self.linear(x, w, Activation::GeluTanh)?;
         self.prepare(&hidden, 0..hidden.rows, Norm::None, next)
     }

@@ -1,5 +1,7 @@
 //! Weights as a checkpoint holds them, on their way to a device.
 
+use std::ops::Range;
+
 /// How precisely the checkpoint stores a dense weight: what a device may keep without loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
@@ -87,6 +89,26 @@ pub struct AwqSource<'a> {
     pub wzeros: &'a [u8],
     /// bf16 `[n]`.
     pub bias: &'a [u8],
+}
+
+/// A low-rank update `B A` of the outputs `rows` of a linear, as a LoRA brings it.
+pub struct LowRankSource {
+    /// Output features of the linear.
+    pub n: usize,
+    /// Input features of the linear.
+    pub k: usize,
+    /// The outputs that it changes.
+    pub rows: Range<usize>,
+    /// Rank: any, 0 for an update of the bias alone.
+    pub rank: usize,
+    /// `A`, `[rank, k]`, row-major.
+    pub down: Vec<f32>,
+    /// `B`, `[rows.len(), rank]`, row-major.
+    pub up: Vec<f32>,
+    /// `b`, `[rows.len()]`, or empty for none.
+    pub bias: Vec<f32>,
+    /// Precision of `down` and `up`.
+    pub storage: Storage,
 }
 
 /// A 2-D convolution.

@@ -8,6 +8,7 @@ use super::latents;
 use super::noise::randn;
 use super::sampler::{Schedule, SchedulerConfig};
 use super::tokenizer::{Kind, Tokenizer};
+use crate::lora::Run;
 use crate::models::{clip::Clip, flux::Flux, t5::T5, vae::Vae};
 use crate::ops::Device;
 use crate::weights::PipelineFolder;
@@ -143,25 +144,26 @@ impl<D: Device> FluxPipeline<D> {
         let latent_size = [request.height / self.vae.factor(), request.width / self.vae.factor()];
         let grid = latent_size.map(|side| side / 2);
 
+        let run = Run::plain(&self.dev);
         let start = report(Progress::Encode)?;
-        let pooled = self.clip.encode(&self.dev, &self.clip_tokenizer.encode(request.prompt)?)?.pooled;
+        let pooled = self.clip.encode(run, &self.clip_tokenizer.encode(request.prompt)?)?.pooled;
         let tokens = self.t5_tokenizer.encode(request.prompt)?;
-        let text = self.t5.encode(&self.dev, &tokens)?;
+        let text = self.t5.encode(run, &tokens)?;
         let encode = start.elapsed();
 
         let start = Instant::now();
         let schedule = Schedule::new(&self.scheduler, request.steps, grid[0] * grid[1])?;
         let timesteps: Vec<f32> =
             (0..request.steps).map(|step| schedule.timestep(step, |value| self.dev.round(value))).collect();
-        let conditioning = self.flux.condition(&self.dev, &timesteps, request.guidance, &pooled)?;
-        let sequence = self.flux.sequence(&self.dev, &text, tokens.len(), grid)?;
+        let conditioning = self.flux.condition(run, &timesteps, request.guidance, &pooled)?;
+        let sequence = self.flux.sequence(run, &text, tokens.len(), grid)?;
 
         let channels = self.vae.latent_channels();
         let noise = randn(request.seed, channels * latent_size[0] * latent_size[1]);
         let mut latents = self.dev.upload(&latents::pack(&noise, channels, latent_size), 4 * channels)?;
         for step in 0..request.steps {
             report(Progress::Denoise { step, steps: request.steps })?;
-            let velocity = self.flux.velocity(&self.dev, &latents, &sequence, &conditioning, step)?;
+            let velocity = self.flux.velocity(run, &latents, &sequence, &conditioning, step)?;
             self.dev.euler_step(&mut latents, &velocity, schedule.dt(step))?;
         }
         let latents = latents::unpack(&self.dev.download(&latents)?, channels, latent_size);

@@ -13,6 +13,7 @@ use super::{Checkpoint, Dtype};
 use crate::ops::LinearSource;
 use crate::{Error, Result};
 pub use config::FluxConfig;
+pub(crate) use dense::{double_names, single_names};
 pub use inventory::inventory;
 
 /// The two streams of a double block.

@@ -2,12 +2,13 @@
 
 #![allow(unsafe_code, reason = "tasks write different rows of several outputs")]
 
-use super::gemm::{Epilogue, IntPanels, IntRows, Panels, Target, Tile, panel_width, product};
+use super::gemm::{Epilogue, IntPanels, IntRows, Panels, Target, Tile, product};
+use super::low_rank::{Branch, LowRank};
 use super::norm::{NormRows, RowNorm};
 use super::pool::{Disjoint, Pool};
 use super::quantize::{Quantize, Quantizer, Smooth};
 use super::simd::{Level, MAX_ROWS};
-use crate::ops::{Activation, DenseSource, Profile, Storage, SvdqSource};
+use crate::ops::{Activation, DenseSource, LowRankSource, Profile, Storage, SvdqSource};
 use crate::weights::pack;
 
 /// The weights of a linear.
@@ -27,18 +28,14 @@ enum Weights {
 /// What a 4-bit linear does to its input, and its low-rank branch.
 struct Svdq {
     quantizer: Quantizer,
-    rank: usize,
-    /// `[rank, k]`
-    down: Panels,
-    /// `[n, rank]`
-    up: Panels,
+    low_rank: Option<LowRank>,
 }
 
 /// Rows made ready for one linear.
 pub struct Input {
     pub(super) rows: usize,
     x: Rows,
-    /// `[rows, rank]`, with the rank rounded up to whole panels.
+    /// Projections of the rows on all branches, those of one after those of another.
     lora: Vec<f32>,
 }
 
@@ -69,62 +66,67 @@ impl Linear {
             }
             Weights::Int(IntPanels::pack(on, k, block, zero, &codes, &scales))
         };
-        let down = pack::unpack_lora_down(source.lora_down, k, rank);
-        let up = pack::unpack_lora_up(source.lora_up, n, rank);
-        let svdq = Svdq {
-            quantizer,
-            rank,
-            down: Panels::pack(on, [rank, k], Storage::Bf16, &down),
-            up: Panels::pack(on, [n, rank], Storage::Bf16, &up),
-        };
+        let low_rank = (rank > 0).then(|| {
+            let down = pack::unpack_lora_down(source.lora_down, k, rank);
+            let up = pack::unpack_lora_up(source.lora_up, n, rank);
+            let storage = Storage::Bf16;
+            LowRank::new(on, &LowRankSource { n, k, rows: 0..n, rank, down, up, bias: vec![], storage })
+        });
+        let svdq = Svdq { quantizer, low_rank };
         Linear { n, k, bias: pack::unpack_vector(source.bias), weights, svdq: Some(svdq) }
     }
 
-    /// Makes the rows `x` ready: `norm`, the low-rank branch and the quantiser.
-    pub(super) fn prepare(&self, level: Level, pool: &Pool, x: &[f32], norm: RowNorm<'_>) -> Input {
+    /// Makes the rows `x` ready: `norm`, the low-rank branches and the quantiser.
+    pub(super) fn prepare(
+        &self,
+        (level, pool): (Level, &Pool),
+        x: &[f32],
+        norm: RowNorm<'_>,
+        updates: &[(&LowRank, f32)],
+    ) -> Input {
         let (k, rows) = (self.k, x.len() / self.k);
-        let Some(svdq) = &self.svdq else {
-            let mut h = vec![0.0; x.len()];
-            pool.chunks(&mut h, MAX_ROWS * k, |i, to| {
-                level.run(NormRows { norm, cols: k, from: &x[i * MAX_ROWS * k..][..to.len()], to });
-            });
-            return Input { rows, x: Rows::Float(h), lora: Vec::new() };
-        };
-        let float = svdq.quantizer.profile == Profile::W4A16;
-        let blocks = k.div_ceil(svdq.quantizer.block());
-        let rank = svdq.rank.next_multiple_of(panel_width(level));
+        let branches = self.branches(updates);
+        let rank = branches.last().map_or(0, |last| last.start + last.weights.width());
+        let quantizer = self.svdq.as_ref().map(|svdq| &svdq.quantizer);
+        let float = quantizer.is_none_or(|q| q.profile == Profile::W4A16);
+        let blocks = quantizer.map_or(0, |q| k.div_ceil(q.block()));
         let mut lora = vec![0.0; rows * rank];
-        let mut smoothed = vec![0.0; if float { rows * k } else { 0 }];
+        let mut ready = vec![0.0; if float { rows * k } else { 0 }];
         let mut codes = vec![0; if float { 0 } else { rows * k }];
         let mut scales = vec![0.0; if float { 0 } else { rows * blocks }];
         {
-            let (lora, smoothed) = (Disjoint::new(&mut lora), Disjoint::new(&mut smoothed));
+            let (lora, ready) = (Disjoint::new(&mut lora), Disjoint::new(&mut ready));
             let (codes, scales) = (Disjoint::new(&mut codes), Disjoint::new(&mut scales));
             pool.run(rows.div_ceil(MAX_ROWS), |task| {
                 let rows = task * MAX_ROWS..rows.min((task + 1) * MAX_ROWS);
                 let of = |cols: usize| rows.start * cols..rows.end * cols;
+                // SAFETY: these rows belong to this task alone.
+                let (lora, ready) =
+                    unsafe { (lora.slice(of(rank)), ready.slice(of(if float { k } else { 0 }))) };
+                let x = &x[of(k)];
+                let Some(quantizer) = quantizer else {
+                    level.run(NormRows { norm, cols: k, from: x, to: ready });
+                    return branches.iter().for_each(|b| b.project(level, k, ready, lora, rank));
+                };
                 let mut normed = Vec::new();
-                let mut h = &x[of(k)];
+                let mut h = x;
                 if !matches!(norm, RowNorm::None) {
                     normed.resize(h.len(), 0.0);
                     level.run(NormRows { norm, cols: k, from: h, to: &mut normed });
                     h = &normed;
                 }
-                // SAFETY: these rows belong to this task alone.
-                svdq.project(level, h, unsafe { lora.slice(of(rank)) });
+                branches.iter().for_each(|b| b.project(level, k, h, lora, rank));
                 if float {
-                    // SAFETY: as above.
-                    let to = unsafe { smoothed.slice(of(k)) };
-                    return level.run(Smooth { quantizer: &svdq.quantizer, from: h, to });
+                    return level.run(Smooth { quantizer, from: h, to: ready });
                 }
                 let mut smoothed = vec![0.0; h.len()];
-                level.run(Smooth { quantizer: &svdq.quantizer, from: h, to: &mut smoothed });
+                level.run(Smooth { quantizer, from: h, to: &mut smoothed });
                 // SAFETY: as above.
                 let (codes, scales) = unsafe { (codes.slice(of(k)), scales.slice(of(blocks))) };
-                level.run(Quantize { quantizer: &svdq.quantizer, smoothed: &mut smoothed, codes, scales });
+                level.run(Quantize { quantizer, smoothed: &mut smoothed, codes, scales });
             });
         }
-        let x = if float { Rows::Float(smoothed) } else { Rows::Int(IntRows { codes, scales }) };
+        let x = if float { Rows::Float(ready) } else { Rows::Int(IntRows { codes, scales }) };
         Input { rows, x, lora }
     }
 
@@ -133,11 +135,15 @@ impl Linear {
         &self,
         (level, pool): (Level, &Pool),
         input: &Input,
+        updates: &[(&LowRank, f32)],
         act: Activation,
         target: Target<'_>,
         out: &mut [f32],
     ) {
         assert_eq!(out.len(), input.rows * self.n, "the output has another shape");
+        let branches = self.branches(updates);
+        let rank = branches.last().map_or(0, |last| last.start + last.weights.width());
+        assert_eq!(input.lora.len(), input.rows * rank, "the input was made ready for other updates");
         let sums = |tile: &mut Tile<'_>| {
             match (&input.x, &self.weights) {
                 (Rows::Float(x), Weights::Float(w)) => {
@@ -146,26 +152,23 @@ impl Linear {
                 (Rows::Int(x), Weights::Int(w)) => w.multiply(level, tile, x),
                 _ => panic!("the input was made ready for a linear of another kind"),
             }
-            if let Some(svdq) = &self.svdq
-                && svdq.rank > 0
-            {
-                let stride = svdq.rank.next_multiple_of(panel_width(level));
-                svdq.up.multiply(level, tile, 1, |m, _| &input.lora[m * stride..][..svdq.rank]);
-            }
+            branches.iter().for_each(|b| b.add(level, tile, &input.lora, rank));
         };
         product((level, pool), out, self.n, sums, &Epilogue { bias: &self.bias, act, target });
     }
-}
 
-impl Svdq {
-    /// `lora = h · Aᵀ`
-    fn project(&self, level: Level, h: &[f32], lora: &mut [f32]) {
-        let (k, width) = (self.quantizer.smooth.len(), panel_width(level));
-        let stride = self.rank.next_multiple_of(width);
-        for panel in 0..stride / width {
-            let mut tile = Tile { rows: 0..h.len() / k, panel, values: &mut lora[panel * width..], stride };
-            self.down.multiply(level, &mut tile, 1, |m, _| &h[m * k..][..k]);
-        }
+    /// The low-rank branch of the weights, if any, and then the updates, side by side in the columns of [`Input::lora`].
+    fn branches<'a>(&'a self, updates: &'a [(&'a LowRank, f32)]) -> Vec<Branch<'a>> {
+        let own = self.svdq.iter().filter_map(|svdq| Some((svdq.low_rank.as_ref()?, 1.0)));
+        let mut start = 0;
+        own.chain(updates.iter().copied())
+            .map(|(weights, strength)| {
+                assert!(weights.fits([self.n, self.k]), "an update of a linear of another shape");
+                let branch = Branch { weights, strength, start };
+                start += weights.width();
+                branch
+            })
+            .collect()
     }
 }
 

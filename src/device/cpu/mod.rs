@@ -6,6 +6,7 @@ mod attention;
 mod gemm;
 mod image;
 mod linear;
+mod low_rank;
 mod math;
 mod norm;
 mod pool;
@@ -18,13 +19,15 @@ use std::ops::Range;
 use gemm::Target;
 pub use image::Conv;
 pub use linear::{Input, Linear};
+pub use low_rank::LowRank;
 use norm::{NormRows, RotateHeads, RowNorm, chunk};
 use pool::Pool;
 use simd::{Level, MAX_ROWS};
 pub use tensor::Tensor;
 
 use crate::ops::{
-    Activation, Attention, Chunk, ConvSource, Device, LinearSource, Mask, Norm, Profile, QkNormRope,
+    Activation, Attention, Chunk, ConvSource, Device, Layer, LinearSource, LowRankSource, Mask, Norm,
+    Profile, QkNormRope,
 };
 use crate::weights::pack;
 use crate::{Error, Result};
@@ -61,9 +64,9 @@ impl Cpu {
     }
 
     /// `linear(x)` as a tensor of its own.
-    fn apply(&self, x: &Input, w: &Linear, act: Activation, target: Target<'_>) -> Result<Tensor> {
-        let mut y = Tensor::zeros(x.rows, w.n)?;
-        w.apply(self.on(), x, act, target, &mut y.data);
+    fn apply(&self, x: &Input, w: Layer<'_, Self>, act: Activation, target: Target<'_>) -> Result<Tensor> {
+        let mut y = Tensor::zeros(x.rows, w.weights.n)?;
+        w.weights.apply(self.on(), x, w.updates, act, target, &mut y.data);
         Ok(y)
     }
 }
@@ -71,6 +74,7 @@ impl Cpu {
 impl Device for Cpu {
     type Tensor = Tensor;
     type Linear = Linear;
+    type LowRank = LowRank;
     type Input = Input;
     type Conv = Conv;
 
@@ -84,6 +88,10 @@ impl Device for Cpu {
             LinearSource::Awq(source) => Linear::dense(self.on(), &pack::unpack_awq(source)),
             LinearSource::Svdq(source) => Linear::svdq(self.on(), self.profile, source),
         })
+    }
+
+    fn load_low_rank(&self, source: &LowRankSource) -> Result<LowRank> {
+        Ok(LowRank::new(self.on(), source))
     }
 
     fn load_conv(&self, source: &ConvSource) -> Result<Conv> {
@@ -102,46 +110,55 @@ impl Device for Cpu {
         Ok(x.data.clone())
     }
 
-    fn prepare(&self, x: &Tensor, rows: Range<usize>, norm: Norm<'_, Self>, w: &Linear) -> Result<Input> {
+    fn prepare(
+        &self,
+        x: &Tensor,
+        rows: Range<usize>,
+        norm: Norm<'_, Self>,
+        w: Layer<'_, Self>,
+    ) -> Result<Input> {
+        let Layer { weights: w, updates } = w;
         assert_eq!(x.cols, w.k, "rows of another length than the linear's input");
         let x = &x.data[rows.start * x.cols..rows.end * x.cols];
-        Ok(w.prepare(self.level, &self.pool, x, RowNorm::new(&norm, w.k)))
+        Ok(w.prepare(self.on(), x, RowNorm::new(&norm, w.k), updates))
     }
 
-    fn linear(&self, x: &Input, w: &Linear, act: Activation) -> Result<Tensor> {
+    fn linear(&self, x: &Input, w: Layer<'_, Self>, act: Activation) -> Result<Tensor> {
         self.apply(x, w, act, Target::Store)
     }
 
-    fn linear_mul(&self, x: &Input, w: &Linear, act: Activation, by: &Tensor) -> Result<Tensor> {
+    fn linear_mul(&self, x: &Input, w: Layer<'_, Self>, act: Activation, by: &Tensor) -> Result<Tensor> {
         self.apply(x, w, act, Target::Mul(&by.data))
     }
 
     fn linear_add(
         &self,
         x: &Input,
-        w: &Linear,
+        w: Layer<'_, Self>,
         gate: Option<Chunk<'_, Self>>,
         into: &mut Tensor,
         row: usize,
     ) -> Result<()> {
+        let Layer { weights: w, updates } = w;
         assert_eq!(into.cols, w.n, "rows of another length than the linear's output");
         let out = &mut into.data[row * w.n..][..x.rows * w.n];
         let gate = gate.map(|gate| chunk(&gate, w.n));
-        w.apply(self.on(), x, Activation::None, Target::Add(gate), out);
+        w.apply(self.on(), x, updates, Activation::None, Target::Add(gate), out);
         Ok(())
     }
 
     fn linear_qkv(
         &self,
         x: &Input,
-        w: &Linear,
+        w: Layer<'_, Self>,
         norm: QkNormRope<'_, Self>,
         into: &mut Tensor,
         row: usize,
     ) -> Result<()> {
+        let Layer { weights: w, updates } = w;
         assert_eq!(into.cols, w.n, "rows of another length than the linear's output");
         let out = &mut into.data[row * w.n..][..x.rows * w.n];
-        w.apply(self.on(), x, Activation::None, Target::Store, out);
+        w.apply(self.on(), x, updates, Activation::None, Target::Store, out);
         self.pool.chunks(out, MAX_ROWS * w.n, |i, rows| {
             for (m, row_values) in rows.chunks_exact_mut(w.n).enumerate() {
                 let rope = norm.rope.row(row + i * MAX_ROWS + m);
@@ -151,7 +168,7 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn linear_gelu(&self, x: &Input, w: &Linear, next: &Linear) -> Result<Input> {
+    fn linear_gelu(&self, x: &Input, w: Layer<'_, Self>, next: Layer<'_, Self>) -> Result<Input> {
         let g = self.apply(x, w, Activation::GeluTanh, Target::Store)?;
         self.prepare(&g, 0..x.rows, Norm::None, next)
     }

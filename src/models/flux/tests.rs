@@ -16,10 +16,11 @@ fn error_of(name: &str) -> f32 {
     let guidance = if flux.config().guidance_embeds { golden.values("guidance")[0] } else { 0.0 };
     let timestep = golden.values("timestep")[0] * 1000.0;
     // The golden's step is the second of two, so that the rows of the tables matter.
-    let conditioning = flux.condition(&cpu, &[900.0, timestep], guidance, &golden.values("pooled")).unwrap();
+    let conditioning =
+        flux.condition(Run::plain(&cpu), &[900.0, timestep], guidance, &golden.values("pooled")).unwrap();
     let text_rows = golden.values("txt_ids").len() / 3;
-    let sequence = flux.sequence(&cpu, &text, text_rows, [4, 6]).unwrap();
-    let velocity = flux.velocity(&cpu, &latents, &sequence, &conditioning, 1).unwrap();
+    let sequence = flux.sequence(Run::plain(&cpu), &text, text_rows, [4, 6]).unwrap();
+    let velocity = flux.velocity(Run::plain(&cpu), &latents, &sequence, &conditioning, 1).unwrap();
     relative_error(&cpu.download(&velocity).unwrap(), &golden.values("out"))
 }
 
@@ -38,12 +39,12 @@ fn flux_1_dev_and_schnell_fit() {
     for guidance_embeds in [true, false] {
         let (_folder, weights) = crate::weights::flux::tests::sparse_flux_1(guidance_embeds);
         let flux = Flux::load(&Shapes, &weights).unwrap();
-        let conditioning = flux.condition(&Shapes, &[1000.0, 500.0], 3.5, &[0.0; 768]).unwrap();
+        let conditioning = flux.condition(Run::plain(&Shapes), &[1000.0, 500.0], 3.5, &[0.0; 768]).unwrap();
         for grid in [[64, 64], [67, 120]] {
             let text = Shapes.zeros(512, 4096).unwrap();
-            let sequence = flux.sequence(&Shapes, &text, 512, grid).unwrap();
+            let sequence = flux.sequence(Run::plain(&Shapes), &text, 512, grid).unwrap();
             let latents = Shapes.zeros(grid[0] * grid[1], 64).unwrap();
-            let velocity = flux.velocity(&Shapes, &latents, &sequence, &conditioning, 1).unwrap();
+            let velocity = flux.velocity(Run::plain(&Shapes), &latents, &sequence, &conditioning, 1).unwrap();
             assert_eq!(velocity, Shape { rows: grid[0] * grid[1], cols: 64 });
         }
     }

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::config::Config;
-use crate::ops::{Activation, Attention, ConvSource, DenseSource, Device, LinearSource, Mask, Norm, Storage};
+use crate::ops::{
+    Activation, Attention, ConvSource, DenseSource, Device, Layer, LinearSource, Mask, Norm, Storage,
+};
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
 
@@ -190,12 +192,12 @@ struct SelfAttention<D: Device> {
 impl<D: Device> SelfAttention<D> {
     fn forward(&self, dev: &D, mut x: D::Tensor, pixels: usize) -> Result<D::Tensor> {
         let mut h = self.norm.plain(dev, &x)?;
-        let input = dev.prepare(&h, 0..pixels, Norm::None, &self.qkv)?;
-        h = dev.linear(&input, &self.qkv, Activation::None)?;
+        let input = dev.prepare(&h, 0..pixels, Norm::None, Layer::plain(&self.qkv))?;
+        h = dev.linear(&input, Layer::plain(&self.qkv), Activation::None)?;
         let scale = 1.0 / (self.channels as f32).sqrt();
         h = dev.attention(&h, Attention { heads: 1, scale, mask: Mask::None })?;
-        let input = dev.prepare(&h, 0..pixels, Norm::None, &self.out)?;
-        dev.linear_add(&input, &self.out, None, &mut x, 0)?;
+        let input = dev.prepare(&h, 0..pixels, Norm::None, Layer::plain(&self.out))?;
+        dev.linear_add(&input, Layer::plain(&self.out), None, &mut x, 0)?;
         Ok(x)
     }
 }

@@ -3,37 +3,40 @@
 use super::{DOUBLE_CHUNKS, FluxWeights, Part, Result, SINGLE_CHUNKS, Stream};
 use crate::ops::{DenseSource, Storage};
 
+/// diffusers' names, inside of a double block, of the linears that make up a part: their outputs lie on top of one another.
+pub(crate) fn double_names(stream: Stream, part: Part) -> &'static [&'static str] {
+    match (stream, part) {
+        (Stream::Image, Part::Modulation) => &["norm1.linear"],
+        (Stream::Image, Part::Qkv) => &["attn.to_q", "attn.to_k", "attn.to_v"],
+        (Stream::Image, Part::Out) => &["attn.to_out.0"],
+        (Stream::Image, Part::Fc1) => &["ff.net.0.proj"],
+        (Stream::Image, Part::Fc2) => &["ff.net.2"],
+        (Stream::Text, Part::Modulation) => &["norm1_context.linear"],
+        (Stream::Text, Part::Qkv) => &["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"],
+        (Stream::Text, Part::Out) => &["attn.to_add_out"],
+        (Stream::Text, Part::Fc1) => &["ff_context.net.0.proj"],
+        (Stream::Text, Part::Fc2) => &["ff_context.net.2"],
+    }
+}
+
+/// As [`double_names`] for a single block, where [`Part::Out`] and [`Part::Fc2`] are columns of one linear.
+pub(crate) fn single_names(part: Part) -> &'static [&'static str] {
+    match part {
+        Part::Modulation => &["norm.linear"],
+        Part::Qkv => &["attn.to_q", "attn.to_k", "attn.to_v"],
+        Part::Fc1 => &["proj_mlp"],
+        Part::Out | Part::Fc2 => &["proj_out"],
+    }
+}
+
 /// A linear of a double block.
 pub(super) fn double(w: &FluxWeights, prefix: &str, stream: Stream, part: Part) -> Result<DenseSource> {
-    let [norm, qkv, out, fc1, fc2] = match stream {
-        Stream::Image => [
-            &["norm1.linear"][..],
-            &["attn.to_q", "attn.to_k", "attn.to_v"],
-            &["attn.to_out.0"],
-            &["ff.net.0.proj"],
-            &["ff.net.2"],
-        ],
-        Stream::Text => [
-            &["norm1_context.linear"][..],
-            &["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"],
-            &["attn.to_add_out"],
-            &["ff_context.net.0.proj"],
-            &["ff_context.net.2"],
-        ],
-    };
-    let names = match part {
-        Part::Modulation => norm,
-        Part::Qkv => qkv,
-        Part::Out => out,
-        Part::Fc1 => fc1,
-        Part::Fc2 => fc2,
-    };
     let mlp = match part {
-        Part::Fc1 | Part::Fc2 => w.rows(&format!("{prefix}{}.weight", fc1[0]))?,
+        Part::Fc1 | Part::Fc2 => w.rows(&format!("{prefix}{}.weight", double_names(stream, Part::Fc1)[0]))?,
         _ => 0,
     };
     let shape = part.shape(w.config.hidden(), mlp, DOUBLE_CHUNKS);
-    let mut linear = stack(w, prefix, names, shape)?;
+    let mut linear = stack(w, prefix, double_names(stream, part), shape)?;
     if part == Part::Modulation {
         add_one(&mut linear, DOUBLE_CHUNKS, &[1, 4]);
     }
@@ -48,14 +51,14 @@ pub(super) fn single(w: &FluxWeights, prefix: &str, part: Part) -> Result<DenseS
         _ => w.rows(&format!("{prefix}proj_mlp.weight"))?,
     };
     let shape = part.shape(hidden, mlp, SINGLE_CHUNKS);
+    let names = single_names(part);
     match part {
         Part::Modulation => {
-            let mut linear = stack(w, prefix, &["norm.linear"], shape)?;
+            let mut linear = stack(w, prefix, names, shape)?;
             add_one(&mut linear, SINGLE_CHUNKS, &[1]);
             Ok(linear)
         }
-        Part::Qkv => stack(w, prefix, &["attn.to_q", "attn.to_k", "attn.to_v"], shape),
-        Part::Fc1 => stack(w, prefix, &["proj_mlp"], shape),
+        Part::Qkv | Part::Fc1 => stack(w, prefix, names, shape),
         Part::Out | Part::Fc2 => {
             let both = w.checkpoint.dense(&format!("{prefix}proj_out"), hidden, hidden + mlp, true)?;
             Ok(if part == Part::Out {

@@ -21,8 +21,8 @@ impl Layer<'_> {
         let [_, k] = source.shape();
         let w = cpu.load_linear(&source).unwrap();
         let x = upload(cpu, &self.floats("x"), k);
-        let input = cpu.prepare(&x, 0..x.rows(), Norm::None, &w).unwrap();
-        let y = cpu.download(&cpu.linear(&input, &w, Activation::None).unwrap()).unwrap();
+        let input = cpu.prepare(&x, 0..x.rows(), Norm::None, plain(&w)).unwrap();
+        let y = cpu.download(&cpu.linear(&input, plain(&w), Activation::None).unwrap()).unwrap();
         assert_close(&y, &wide(&self.floats("y")), 2e-6);
     }
 }

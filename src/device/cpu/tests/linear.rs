@@ -96,7 +96,7 @@ impl Layer {
     }
 
     /// The formula of [`Device::linear`] in f64; the quantiser's steps are those of the format.
-    fn apply(&self, h: &[f32], profile: Profile) -> Vec<f64> {
+    pub(super) fn apply(&self, h: &[f32], profile: Profile) -> Vec<f64> {
         let (n, k) = (self.n, self.k);
         let shift = if self.unsigned { 0.171875f32 } else { 0.0 };
         let mut y: Vec<f64> = h.chunks(k).flat_map(|_| wide(&self.bias)).collect();
@@ -153,7 +153,7 @@ fn eight(v: &[f32], unsigned: bool) -> (Vec<f64>, f32) {
     (v.iter().map(q).collect(), amax / high)
 }
 
-const PROFILES: [Profile; 3] = [Profile::W4A4, Profile::W4A8, Profile::W4A16];
+pub(super) const PROFILES: [Profile; 3] = [Profile::W4A4, Profile::W4A8, Profile::W4A16];
 
 pub(super) fn svdq_linears(level: Level) {
     for (m, n, k, rank) in [(1, 128, 64, 16), (7, 128, 192, 32), (50, 256, 320, 48), (3, 128, 128, 0)] {
@@ -164,8 +164,8 @@ pub(super) fn svdq_linears(level: Level) {
             let mut x = r.activations(m, k);
             x[..64].fill(0.0);
             let w = layer.load(&cpu);
-            let input = cpu.prepare(&upload(&cpu, &x, k), 0..m, Norm::None, &w).unwrap();
-            let y = cpu.linear(&input, &w, Activation::None).unwrap();
+            let input = cpu.prepare(&upload(&cpu, &x, k), 0..m, Norm::None, plain(&w)).unwrap();
+            let y = cpu.linear(&input, plain(&w), Activation::None).unwrap();
             // exact integers and codes; f32 rounding of at most 5 block sums, or of 320 products in w4a16
             assert_close(&cpu.download(&y).unwrap(), &layer.apply(&x, profile), 1e-5);
         }
@@ -181,10 +181,10 @@ pub(super) fn fc2_sees_the_shifted_gelu(level: Level) {
                 (Layer::random(&mut r, hidden, k, 32, false), Layer::random(&mut r, n, hidden, 32, true));
             let (fc1, fc2) = (one.load(&cpu), two.load(&cpu));
             let x = r.activations(m, k);
-            let input = cpu.prepare(&upload(&cpu, &x, k), 0..m, Norm::None, &fc1).unwrap();
-            let g = cpu.download(&cpu.linear(&input, &fc1, Activation::GeluTanh).unwrap()).unwrap();
-            let hidden = cpu.linear_gelu(&input, &fc1, &fc2).unwrap();
-            let y = cpu.linear(&hidden, &fc2, Activation::None).unwrap();
+            let input = cpu.prepare(&upload(&cpu, &x, k), 0..m, Norm::None, plain(&fc1)).unwrap();
+            let g = cpu.download(&cpu.linear(&input, plain(&fc1), Activation::GeluTanh).unwrap()).unwrap();
+            let hidden = cpu.linear_gelu(&input, plain(&fc1), plain(&fc2)).unwrap();
+            let y = cpu.linear(&hidden, plain(&fc2), Activation::None).unwrap();
             assert_close(&cpu.download(&y).unwrap(), &two.apply(&g, profile), 1e-5);
         }
     }
@@ -221,8 +221,8 @@ pub(super) fn awq_linears(level: Level) {
                     sum + f64::from(bias[stored]);
             }
         }
-        let input = cpu.prepare(&upload(&cpu, &x, k), 0..m, Norm::None, &w).unwrap();
-        let y = cpu.linear(&input, &w, Activation::None).unwrap();
+        let input = cpu.prepare(&upload(&cpu, &x, k), 0..m, Norm::None, plain(&w)).unwrap();
+        let y = cpu.linear(&input, plain(&w), Activation::None).unwrap();
         assert_close(&cpu.download(&y).unwrap(), &want, 1e-5);
     }
 }

@@ -5,12 +5,13 @@
 mod golden;
 mod image;
 mod linear;
+mod low_rank;
 mod rows;
 mod same_bits;
 
 use super::simd::Level;
-use super::{Cpu, Tensor};
-use crate::ops::{Device, Profile};
+use super::{Cpu, Linear, Tensor};
+use crate::ops::{Device, Layer, Profile};
 
 /// Tests that run with every instruction set that this machine has.
 macro_rules! on_every_level {
@@ -30,6 +31,9 @@ on_every_level! {
     linear::awq_linears
     linear::fc2_sees_the_shifted_gelu
     linear::svdq_linears
+    low_rank::of_dense_linears
+    low_rank::of_quantised_linears
+    low_rank::through_the_gelu
     rows::attentions
     rows::dense_linears
     rows::heads_are_normalised_and_rotated
@@ -67,6 +71,10 @@ impl Random {
         x.iter_mut().enumerate().filter(|(i, _)| i % cols % 29 == 3).for_each(|(_, v)| *v *= 20.0);
         x
     }
+}
+
+fn plain(weights: &Linear) -> Layer<'_, Cpu> {
+    Layer::plain(weights)
 }
 
 pub(super) fn cpu(level: Level, profile: Profile) -> Cpu {

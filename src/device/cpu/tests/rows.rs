@@ -88,7 +88,7 @@ pub(super) fn dense_linears(level: Level) {
             let tx = upload(&cpu, &x, k);
             let want = linear(&wide(&x[2 * k..][..m * k]), &wide(&w), &wide(&b), k);
             let dense = dense(&cpu, n, k, &w, &b, storage);
-            let input = cpu.prepare(&tx, 2..2 + m, Norm::None, &dense).unwrap();
+            let input = cpu.prepare(&tx, 2..2 + m, Norm::None, plain(&dense)).unwrap();
             let get = |t: Tensor| cpu.download(&t).unwrap();
             // f32 sums of up to 300 products, some of them 20 times the typical one
             let tolerance = 1e-5;
@@ -101,12 +101,13 @@ pub(super) fn dense_linears(level: Level) {
             ];
             for (act, f) in acts {
                 let want: Vec<_> = want.iter().map(|v| f(*v)).collect();
-                assert_close(&get(cpu.linear(&input, &dense, act).unwrap()), &want, tolerance);
+                assert_close(&get(cpu.linear(&input, plain(&dense), act).unwrap()), &want, tolerance);
             }
 
             let by = r.normals(m * n, 1.0);
             let product: Vec<_> = want.iter().zip(&by).map(|(v, b)| gelu(*v) * f64::from(*b)).collect();
-            let y = cpu.linear_mul(&input, &dense, Activation::GeluTanh, &upload(&cpu, &by, n)).unwrap();
+            let y =
+                cpu.linear_mul(&input, plain(&dense), Activation::GeluTanh, &upload(&cpu, &by, n)).unwrap();
             assert_close(&get(y), &product, tolerance);
 
             let table = r.normals(2 * (n + 5), 1.0);
@@ -115,7 +116,7 @@ pub(super) fn dense_linears(level: Level) {
             for gated in [true, false] {
                 let mut into = upload(&cpu, &start, n);
                 let gate = gated.then_some(Chunk { table: &gates, row: 1, start: 4 });
-                cpu.linear_add(&input, &dense, gate, &mut into, 1).unwrap();
+                cpu.linear_add(&input, plain(&dense), gate, &mut into, 1).unwrap();
                 let mut sum = wide(&start);
                 for (i, v) in want.iter().enumerate() {
                     sum[n + i] += v * if gated { f64::from(table[n + 5 + 4 + i % n]) } else { 1.0 };
@@ -155,10 +156,11 @@ pub(super) fn heads_are_normalised_and_rotated(level: Level) {
             }
         }
         let dense = dense(&cpu, 3 * width, k, &w, &b, Storage::F32);
-        let input = cpu.prepare(&upload(&cpu, &x, k), 0..m, Norm::None, &dense).unwrap();
+        let input = cpu.prepare(&upload(&cpu, &x, k), 0..m, Norm::None, plain(&dense)).unwrap();
         let mut into = upload(&cpu, &start, 3 * width);
         let (q, k, rope) = (upload(&cpu, &q, d), upload(&cpu, &kw, d), upload(&cpu, &rope, d));
-        cpu.linear_qkv(&input, &dense, QkNormRope { q: &q, k: &k, rope: &rope }, &mut into, 2).unwrap();
+        cpu.linear_qkv(&input, plain(&dense), QkNormRope { q: &q, k: &k, rope: &rope }, &mut into, 2)
+            .unwrap();
         assert_close(&cpu.download(&into).unwrap(), &want, 2e-5);
     }
 }

@@ -33,25 +33,25 @@ fn everything(cpu: &Cpu, rows: usize) -> Vec<Vec<u32>> {
     let rope = upload(cpu, &r.normals(rows * d, 1.0), d);
     let norm = QkNormRope { q: &heads_norm, k: &heads_norm, rope: &rope };
 
-    let input = cpu.prepare(&x, 0..rows, modulate(), &qkv).unwrap();
+    let input = cpu.prepare(&x, 0..rows, modulate(), plain(&qkv)).unwrap();
     let mut into = cpu.zeros(rows, 3 * width).unwrap();
-    cpu.linear_qkv(&input, &qkv, norm, &mut into, 0).unwrap();
+    cpu.linear_qkv(&input, plain(&qkv), norm, &mut into, 0).unwrap();
     keep(&into);
     let y = cpu.attention(&into, Attention { heads, scale: 0.1, mask: Mask::None }).unwrap();
     keep(&y);
-    let input = cpu.prepare(&y, 0..rows, Norm::None, &out).unwrap();
-    cpu.linear_add(&input, &out, Some(part(2)), &mut x, 0).unwrap();
+    let input = cpu.prepare(&y, 0..rows, Norm::None, plain(&out)).unwrap();
+    cpu.linear_add(&input, plain(&out), Some(part(2)), &mut x, 0).unwrap();
     keep(&x);
-    let input = cpu.prepare(&x, 0..rows, modulate(), &fc1).unwrap();
-    let hidden = cpu.linear_gelu(&input, &fc1, &fc2).unwrap();
-    cpu.linear_add(&hidden, &fc2, Some(part(3)), &mut x, 0).unwrap();
+    let input = cpu.prepare(&x, 0..rows, modulate(), plain(&fc1)).unwrap();
+    let hidden = cpu.linear_gelu(&input, plain(&fc1), plain(&fc2)).unwrap();
+    cpu.linear_add(&hidden, plain(&fc2), Some(part(3)), &mut x, 0).unwrap();
     keep(&x);
 
     let weight = r.normals(80 * width, 0.1);
     let source = DenseSource { n: 80, k: width, weight, bias: Vec::new(), storage: Storage::F32 };
     let dense = cpu.load_linear(&LinearSource::Dense(source)).unwrap();
-    let input = cpu.prepare(&x, 0..rows, Norm::Silu, &dense).unwrap();
-    let y = cpu.linear(&input, &dense, Activation::GeluTanh).unwrap();
+    let input = cpu.prepare(&x, 0..rows, Norm::Silu, plain(&dense)).unwrap();
+    let y = cpu.linear(&input, plain(&dense), Activation::GeluTanh).unwrap();
     keep(&y);
     let ones = upload(cpu, &[1.0; 80], 80);
     let y = cpu.group_norm(&y, 8, &ones, &ones, true).unwrap();
@@ -89,8 +89,8 @@ fn integers_whatever_the_instruction_set() {
             .map(|level| {
                 let cpu = cpu(level, profile);
                 let w = layer.load(&cpu);
-                let input = cpu.prepare(&upload(&cpu, &x, k), 0..25, Norm::None, &w).unwrap();
-                bits(&cpu.download(&cpu.linear(&input, &w, Activation::None).unwrap()).unwrap())
+                let input = cpu.prepare(&upload(&cpu, &x, k), 0..25, Norm::None, plain(&w)).unwrap();
+                bits(&cpu.download(&cpu.linear(&input, plain(&w), Activation::None).unwrap()).unwrap())
             })
             .collect();
         assert!(results.iter().all(|result| *result == results[0]), "{profile:?}, {k} channels");
