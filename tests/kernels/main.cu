@@ -1,11 +1,12 @@
-// Numbers and speed of the kernels on the GPU at hand: `kernels [--checks] [ceiling|w4a4|w4a8|attention|quantize]...`,
-// all by default. --checks leaves out timing and large shapes. Every check is against plain code on random data with
-// outlier channels; exit status 1 if one fails.
+// Numbers and speed of the kernels on the GPU at hand: `kernels [--checks]
+// [ceiling|unpack|w4a4|w4a8|attention|quantize]...`, all by default. --checks leaves out timing and large shapes. Every
+// check is against plain code on random data with outlier channels; exit status 1 if one fails.
 #include "attention.cuh"
 #include "ceiling.cuh"
 #include "gemm_w4a4.cuh"
 #include "gemm_w4a8.cuh"
 #include "quantize.cuh"
+#include "unpack.cuh"
 
 int main(int argc, char** argv) {
     cudaDeviceProp device;
@@ -21,6 +22,7 @@ int main(int argc, char** argv) {
     // TF/s that the tensor cores of an H100 sustain on operands at hand, as `ceiling` measures them.
     constexpr double INT8 = 1837, BF16 = 838;
     if (wanted("quantize")) test_quantize::run();
+    if (wanted("unpack")) test_unpack::run();
     if (wanted("w4a4")) test_gemm_w4a4::run();
     if (wanted("w4a8")) test_gemm::run(INT8);
     if (wanted("attention")) test_attention::run(BF16);

@@ -1,0 +1,89 @@
+// 4-bit weights as W4A8 multiplies them: int8 codes with one scale a row.
+//   ws[n]   = max_k |code[n,k] scale[n,g]| / 127
+//   wq[n,k] = round half even (code[n,k] scale[n,g] / ws[n])          (0 where ws is 0)
+// in IEEE arithmetic, so that every device gives the same codes. `codes` and `scales` lie in Nunchaku's packing.
+#include "common/types.cuh"
+
+namespace unpack {
+
+// Where the scale of row `n` and group `g` is, of `groups`.
+__device__ __forceinline__ long long scale_at(int n, int g, int groups) {
+    const int v = n % 128;
+    return (static_cast<long long>(n / 128) * groups + g) * 128 + v / 16 * 16 + v % 8 / 2 * 4 + v % 16 / 8 * 2 + v % 2;
+}
+
+// Four s8 values for the low four nibbles of `selector`, whose bits 3 are clear, out of eight.
+__device__ __forceinline__ u32 pick(uint2 table, u32 selector) {
+    return __byte_perm(table.x, table.y, selector);
+}
+
+// What each code of one row and group becomes: `positive` for 0 .. 7, `negative` for -8 .. -1.
+struct Table {
+    uint2 positive, negative;
+
+    __device__ __forceinline__ Table(float scale, float row_scale) {
+        u32 positives[2] = {0, 0}, negatives[2] = {0, 0};
+#pragma unroll
+        for (int magnitude = 1; magnitude <= 8; ++magnitude) {
+            const float value = row_scale > 0.0f ? __fdiv_rn(magnitude * scale, row_scale) : 0.0f;
+            const int code = min(__float2int_rn(value), 127);
+            if (magnitude < 8) positives[magnitude / 4] |= (code & 0xff) << (8 * (magnitude % 4));
+            const int place = 8 - magnitude;
+            negatives[place / 4] |= (-code & 0xff) << (8 * (place % 4));
+        }
+        positive = make_uint2(positives[0], positives[1]);
+        negative = make_uint2(negatives[0], negatives[1]);
+    }
+
+    // The eight codes of a word, as bytes in the same order.
+    __device__ __forceinline__ uint2 operator()(u32 word) const {
+        const u32 low = word & 0x77777777, shifted = word << 4;
+        // Bytes of ones where the sign bit of a nibble is set: even nibbles are at the top of a byte of `shifted`, and
+        // bit 3 of a selector spreads the top bit of its byte.
+        u32 first, second;
+        asm("prmt.b32 %0, %1, %2, 0xd9c8;" : "=r"(first) : "r"(shifted), "r"(word));
+        asm("prmt.b32 %0, %1, %2, 0xfbea;" : "=r"(second) : "r"(shifted), "r"(word));
+        auto select = [](u32 mask, u32 yes, u32 no) { return (mask & yes) | (~mask & no); };
+        return make_uint2(select(first, pick(negative, low & 0xffff), pick(positive, low & 0xffff)),
+                          select(second, pick(negative, low >> 16), pick(positive, low >> 16)));
+    }
+};
+
+}  // namespace unpack
+
+// ws of [n, k]: a CTA of 128 threads for 128 rows, one row a thread. `codes` is read 16 rows x 64 channels at a time.
+extern "C" __global__ void __launch_bounds__(128)
+    unpack_w4a8_scales(const uint4* codes, const bf16* scales, float* ws, int k) {
+    const int row = threadIdx.x, n = blockIdx.x * 128 + row, groups = k / 64;
+    float largest = 0.0f;
+    for (int g = 0; g < groups; ++g) {
+        const float scale = fabsf(__bfloat162float(scales[unpack::scale_at(n, g, groups)]));
+        const uint4* tile = codes + ((static_cast<long long>(blockIdx.x) * groups + g) * 8 + row / 16) * 32;
+        int magnitude = 0;
+        for (int lane = row % 8 * 4; lane < row % 8 * 4 + 4; ++lane) {
+            const uint4 v = tile[lane];
+            const u32 words[2] = {row % 16 < 8 ? v.x : v.z, row % 16 < 8 ? v.y : v.w};
+            for (int i = 0; i < 16; ++i) {
+                magnitude = max(magnitude, abs(static_cast<int>(words[i / 8] << (28 - 4 * (i % 8))) >> 28));
+            }
+        }
+        largest = fmaxf(largest, magnitude * scale);
+    }
+    ws[n] = __fdiv_rn(largest, 127.0f);
+}
+
+// wq [n, k]: a warp for 16 rows x 64 channels, blockIdx.y counts 128 rows and blockIdx.x 64 channels.
+extern "C" __global__ void __launch_bounds__(256)
+    unpack_w4a8(const uint4* codes, const bf16* scales, const float* ws, u8* wq, int k) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, groups = k / 64;
+    const int n = blockIdx.y * 128 + warp * 16 + lane / 4, g = blockIdx.x;
+    const uint4 v = __ldg(codes + ((static_cast<long long>(blockIdx.y) * groups + g) * 8 + warp) * 32 + lane);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int row = n + 8 * half;
+        const unpack::Table table(__bfloat162float(scales[unpack::scale_at(row, g, groups)]), ws[row]);
+        uint2* to = reinterpret_cast<uint2*>(wq + static_cast<long long>(row) * k + 64 * g + 8 * (lane % 4));
+        to[0] = table(half ? v.z : v.x);
+        to[4] = table(half ? v.w : v.y);
+    }
+}
