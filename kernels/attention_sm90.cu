@@ -121,8 +121,8 @@ __device__ __forceinline__ void consume(const AttentionParams& p, u32 q, u32 k, 
     const int warpgroup = threadIdx.x / 128 - 1;
     const int blocks = ceil_div(p.tokens, KEYS);
     // Whose turn it is to issue products: named barriers 3 and 4, one a warpgroup.
-    auto await_turn = [&] { sm90::named_sync(3 + warpgroup, 256); };
-    auto pass_turn = [&] { sm90::named_arrive(3 + (1 - warpgroup), 256); };
+    auto await_turn = [&] { named_sync(3 + warpgroup, 256); };
+    auto pass_turn = [&] { named_arrive(3 + (1 - warpgroup), 256); };
     auto release = [&](u32 bar) {
         if (threadIdx.x % 32 == 0) sm90::barrier_arrive(bar);
     };

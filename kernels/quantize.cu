@@ -3,9 +3,10 @@
 //   lora[m,r] = sum_k bf16(h[m,k]) down[r,k]
 //   W4A8:  xq[m], xs[m]       = h[m] * reciprocal, quantised to -127..127 with one scale a row, absmax / 127
 //   W4A4:  xq[m,g], xs[g,m]   = bf16(h[m] * reciprocal), quantised to -8..7 in groups of 64, bf16(absmax / 7)
-// A CTA owns a row a warp, 16 or, where shared memory is short, 8. Each warp normalises and quantises its row and
-// leaves it in shared memory; then the warps multiply all rows with `down`, each half of the ranks over its part of K.
-// Sums are taken in a fixed order, so that results do not depend on timing.
+// A CTA owns 16 rows or, where shared memory is short, 8; they stay in shared memory. Groups of 4 warps normalise and
+// quantise 4 rows each, so that a channel's parameters are loaded once for 4 rows; then the warps multiply all rows
+// with `down`, each half of the ranks over its part of K. Sums are taken in a fixed order, so that results do not
+// depend on timing.
 #include "common/mma.cuh"
 #include "common/types.cuh"
 
@@ -24,7 +25,7 @@ struct QuantizeParams {
 namespace quantize {
 
 // Shared memory: h, rows padded by 64 bytes so that a quarter-warp's reads of two rows fall into different banks, then
-// partial sums [rows/2 parts of K, rows, 32 ranks].
+// partial sums [rows/2 parts of K, rows, 32 ranks], which first serve to add up the rows.
 __host__ __device__ constexpr int pitch(int k) {
     return k + 32;
 }
@@ -32,139 +33,178 @@ __host__ __device__ constexpr int smem_bytes(int k, int rows) {
     return rows * pitch(k) * 2 + rows / 2 * rows * 32 * 4;
 }
 
-__device__ __forceinline__ void unpack(uint4 v, float (&out)[8]) {
-    const u32 words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        out[2 * i] = bf16_low(words[i]);
-        out[2 * i + 1] = bf16_high(words[i]);
+constexpr int GROUP_ROWS = 4, GROUP_THREADS = 128;
+
+// Four neighbouring channels.
+__device__ __forceinline__ void unpack(uint2 v, float (&out)[4]) {
+    out[0] = bf16_low(v.x), out[1] = bf16_high(v.x);
+    out[2] = bf16_low(v.y), out[3] = bf16_high(v.y);
+}
+
+__device__ __forceinline__ uint2 pack(const float (&v)[4]) {
+    return make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
+}
+
+__device__ __forceinline__ void load4(const bf16* from, float (&out)[4]) {
+    unpack(__ldg(reinterpret_cast<const uint2*>(from)), out);
+}
+
+__device__ __forceinline__ void load4(const float* from, float (&out)[4]) {
+    float4 v = __ldg(reinterpret_cast<const float4*>(from));
+    out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
+}
+
+// A group of 4 warps and its 4 rows.
+struct Group {
+    const QuantizeParams& p;
+    int index, thread, row;  // thread: of the group's 128. row: the first
+    bf16* h;                 // of the first row, in shared memory
+    float* scratch;          // 4 warps x 8
+
+    __device__ Group(const QuantizeParams& p, bf16* shared, float* scratch)
+        : p(p), index(threadIdx.x / GROUP_THREADS), thread(threadIdx.x % GROUP_THREADS) {
+        row = blockIdx.x * (blockDim.x / 32) + GROUP_ROWS * index;
+        h = shared + GROUP_ROWS * index * pitch(p.k);
+        this->scratch = scratch + 32 * index;
     }
-}
 
-__device__ __forceinline__ uint4 pack(const float (&v)[8]) {
-    return make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
-}
+    __device__ uint2* at(int j, int k) const { return reinterpret_cast<uint2*>(h + j * pitch(p.k) + k); }
 
-__device__ __forceinline__ void load8(const bf16* from, float (&out)[8]) {
-    unpack(__ldg(reinterpret_cast<const uint4*>(from)), out);
-}
-
-__device__ __forceinline__ void load8(const float* from, float (&out)[8]) {
-    float4 a = __ldg(reinterpret_cast<const float4*>(from)), b = __ldg(reinterpret_cast<const float4*>(from) + 1);
-    out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w;
-    out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
-}
-
-__device__ __forceinline__ float warp_sum(float v) {
+    // `op` over all threads of the group, for each of the values.
+    template <int COUNT, class Op>
+    __device__ __forceinline__ void reduce(float (&v)[COUNT], Op op) const {
+        static_assert(COUNT <= 8, "scratch");
 #pragma unroll
-    for (int mask = 16; mask; mask /= 2) v += __shfl_xor_sync(~0u, v, mask);
-    return v;
-}
-
-__device__ __forceinline__ float warp_max(float v) {
+        for (int i = 0; i < COUNT; ++i) {
 #pragma unroll
-    for (int mask = 16; mask; mask /= 2) v = fmaxf(v, __shfl_xor_sync(~0u, v, mask));
-    return v;
-}
-
-// Codes of 8 channels, a byte each. Adding 1.5 * 2^23 rounds to an integer, half to even, in the low bits.
-__device__ __forceinline__ uint2 codes(const float (&v)[8], float inverse) {
-    u32 q[8];
+            for (int mask = 16; mask; mask /= 2) v[i] = op(v[i], __shfl_xor_sync(~0u, v[i], mask));
+        }
+        named_sync(1 + index, GROUP_THREADS);  // the last reduction has been read
+        if (thread % 32 == 0) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) q[i] = __float_as_uint(fmaf(v[i], inverse, 12582912.0f));
-    auto join = [](u32 a, u32 b, u32 c, u32 d) {
-        return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
-    };
-    return make_uint2(join(q[0], q[1], q[2], q[3]), join(q[4], q[5], q[6], q[7]));
-}
-
-// Leaves h of row `row` in `shared` and gives the largest |h * reciprocal|. A lane holds 8 channels of every 256.
-__device__ __forceinline__ float normalise_row(const QuantizeParams& p, int row, bf16* shared) {
-    const int lane = threadIdx.x % 32;
-    const bf16* x = p.x + static_cast<long long>(row) * p.k;
-    auto at = [&](int k) { return reinterpret_cast<uint4*>(shared + k); };
-    float v[8], sum = 0.0f, square = 0.0f, top = 0.0f;
-
-    // Moments in one pass: good to 1e-7 (1 + mean^2 / var).
-#pragma unroll 6
-    for (int k = 8 * lane; k < p.k; k += 256) {
-        uint4 packed = row < p.m ? *reinterpret_cast<const uint4*>(x + k) : make_uint4(0, 0, 0, 0);
-        *at(k) = packed;
-        unpack(packed, v);
+            for (int i = 0; i < COUNT; ++i) scratch[thread / 32 * 8 + i] = v[i];
+        }
+        named_sync(1 + index, GROUP_THREADS);
 #pragma unroll
-        for (int c = 0; c < 8; ++c) {
-            sum += v[c];
-            square = fmaf(v[c], v[c], square);
+        for (int i = 0; i < COUNT; ++i) {
+            v[i] = op(op(scratch[i], scratch[8 + i]), op(scratch[16 + i], scratch[24 + i]));
         }
     }
-    const float share = reciprocal_of(p.k);
-    const float mean = warp_sum(sum) * share;
-    const float deviation = inverse_sqrt(warp_sum(square) * share - mean * mean + 1e-6f);
+
+    // Leaves h in shared memory and gives the largest |h * reciprocal| of each row.
+    __device__ __forceinline__ void normalise(float (&top)[GROUP_ROWS]) const {
+        float moments[2 * GROUP_ROWS] = {}, v[4];
+        // Moments in one pass: good to 1e-7 (1 + mean^2 / var).
 #pragma unroll 3
-    for (int k = 8 * lane; k < p.k; k += 256) {
-        float scale[8], shift[8], reciprocal[8];
-        load8(p.reciprocal + k, reciprocal);
-        unpack(*at(k), v);
+        for (int k = 4 * thread; k < p.k; k += 4 * GROUP_THREADS) {
+#pragma unroll
+            for (int j = 0; j < GROUP_ROWS; ++j) {
+                const uint2* x = reinterpret_cast<const uint2*>(p.x + static_cast<long long>(row + j) * p.k + k);
+                const uint2 packed = row + j < p.m ? *x : make_uint2(0, 0);
+                *at(j, k) = packed;
+                unpack(packed, v);
+#pragma unroll
+                for (int c = 0; c < 4; ++c) {
+                    moments[2 * j] += v[c];
+                    moments[2 * j + 1] = fmaf(v[c], v[c], moments[2 * j + 1]);
+                }
+            }
+        }
         if (p.scale) {
-            load8(p.scale + k, scale), load8(p.shift + k, shift);
+            reduce(moments, [](float a, float b) { return a + b; });
 #pragma unroll
-            for (int c = 0; c < 8; ++c) v[c] = fmaf((v[c] - mean) * deviation, scale[c], shift[c]);
-            *at(k) = pack(v);
+            for (int j = 0; j < GROUP_ROWS; ++j) {
+                const float share = reciprocal_of(p.k), mean = moments[2 * j] * share;
+                const float deviation = inverse_sqrt(moments[2 * j + 1] * share - mean * mean + 1e-6f);
+                moments[2 * j] = deviation;
+                moments[2 * j + 1] = -mean * deviation;
+            }
         }
 #pragma unroll
-        for (int c = 0; c < 8; ++c) top = fmaxf(top, fabsf(v[c] * reciprocal[c]));
+        for (int j = 0; j < GROUP_ROWS; ++j) top[j] = 0.0f;
+#pragma unroll 2
+        for (int k = 4 * thread; k < p.k; k += 4 * GROUP_THREADS) {
+            float scale[4], shift[4], reciprocal[4];
+            load4(p.reciprocal + k, reciprocal);
+            if (p.scale) load4(p.scale + k, scale), load4(p.shift + k, shift);
+#pragma unroll
+            for (int j = 0; j < GROUP_ROWS; ++j) {
+                unpack(*at(j, k), v);
+                if (p.scale) {
+#pragma unroll
+                    for (int c = 0; c < 4; ++c) {
+                        v[c] = fmaf(fmaf(v[c], moments[2 * j], moments[2 * j + 1]), scale[c], shift[c]);
+                    }
+                    *at(j, k) = pack(v);
+                }
+#pragma unroll
+                for (int c = 0; c < 4; ++c) top[j] = fmaxf(top[j], fabsf(v[c] * reciprocal[c]));
+            }
+        }
     }
-    return warp_max(top);
-}
 
-__device__ __forceinline__ void quantise_w4a8(const QuantizeParams& p, int row, const bf16* h, float top) {
-    const int lane = threadIdx.x % 32;
-    if (row >= p.m) return;
-    if (lane == 0) p.xs[row] = top * (1.0f / 127);
-    const float inverse = code_scale(top, 127.0f);
-    u8* xq = static_cast<u8*>(p.xq) + static_cast<long long>(row) * p.k;
-#pragma unroll 3
-    for (int k = 8 * lane; k < p.k; k += 256) {
-        float reciprocal[8], v[8];
-        load8(p.reciprocal + k, reciprocal);
-        unpack(*reinterpret_cast<const uint4*>(h + k), v);
+    __device__ __forceinline__ void quantise_w4a8(float (&top)[GROUP_ROWS]) const {
+        reduce(top, [](float a, float b) { return fmaxf(a, b); });
 #pragma unroll
-        for (int c = 0; c < 8; ++c) v[c] *= reciprocal[c];
-        *reinterpret_cast<uint2*>(xq + k) = codes(v, inverse);
+        for (int j = 0; j < GROUP_ROWS; ++j) {
+            if (thread == j && row + j < p.m) p.xs[row + j] = top[j] * (1.0f / 127);
+            top[j] = code_scale(top[j], 127.0f);
+        }
+#pragma unroll 2
+        for (int k = 4 * thread; k < p.k; k += 4 * GROUP_THREADS) {
+            float reciprocal[4], v[4];
+            load4(p.reciprocal + k, reciprocal);
+#pragma unroll
+            for (int j = 0; j < GROUP_ROWS; ++j) {
+                unpack(*at(j, k), v);
+                // Adding 1.5 * 2^23 rounds to an integer, half to even, in the low bits.
+                u32 q[4];
+#pragma unroll
+                for (int c = 0; c < 4; ++c) q[c] = __float_as_uint(fmaf(v[c] * reciprocal[c], top[j], 12582912.0f));
+                const u32 word = __byte_perm(__byte_perm(q[0], q[1], 0x0040), __byte_perm(q[2], q[3], 0x0040), 0x5410);
+                u8* out = static_cast<u8*>(p.xq) + static_cast<long long>(row + j) * p.k + k;
+                if (row + j < p.m) *reinterpret_cast<u32*>(out) = word;
+            }
+        }
     }
-}
 
-// Eight lanes hold a group of 64 channels, each of them one word of an mma operand.
-__device__ __forceinline__ void quantise_w4a4(const QuantizeParams& p, int row, const bf16* h) {
-    const int lane = threadIdx.x % 32, rows = ceil_div(p.m, 16) * 16;
-    if (row >= rows) return;
-    for (int first = 0; first < p.k; first += 256) {
-        const int k = first + 8 * lane, group = k / 64;
-        float reciprocal[8] = {}, v[8] = {}, top = 0.0f;
-        if (k < p.k) {
-            load8(p.reciprocal + k, reciprocal);
-            unpack(*reinterpret_cast<const uint4*>(h + k), v);
+    // 16 threads hold a group of 64 channels, two of them a word of an mma operand.
+    __device__ __forceinline__ void quantise_w4a4() const {
+        const int rows = ceil_div(p.m, 16) * 16;
+        for (int first = 0; first < p.k; first += 4 * GROUP_THREADS) {
+            const int k = first + 4 * thread;
+            float reciprocal[4] = {}, v[4] = {};
+            if (k < p.k) load4(p.reciprocal + k, reciprocal);
+#pragma unroll
+            for (int j = 0; j < GROUP_ROWS; ++j) {
+                if (k < p.k) unpack(*at(j, k), v);
+                float top = 0.0f;
+#pragma unroll
+                for (int c = 0; c < 4; ++c) {
+                    v[c] = bf16_low(pack_bf16(v[c] * reciprocal[c], 0.0f));
+                    top = fmaxf(top, fabsf(v[c]));
+                }
+#pragma unroll
+                for (int mask = 1; mask < 16; mask *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, mask));
+                const float inverse = code_scale(top, 7.0f);
+                u32 word = 0;
+#pragma unroll
+                for (int c = 0; c < 4; ++c) {
+                    word |= (min(max(__float2int_rn(v[c] * inverse), -8), 7) & 15) << (4 * c);
+                }
+                word |= __shfl_xor_sync(~0u, word, 1) << 16;
+                if (k >= p.k || row + j >= rows) continue;
+                // Words of 16 bytes: both row halves at channels 8t.. of the first 32, then of the second.
+                const int m = row + j, half = k % 64 / 32, t = k % 32 / 8;
+                const long long at = static_cast<long long>(m / 16) * (p.k / 64) + k / 64;
+                u32* out = static_cast<u32*>(p.xq) + (at * 32 + m % 8 * 4 + t) * 4 + 2 * half + m % 16 / 8;
+                if (thread % 2 == 0) *out = word;
+                const float scale = bf16_low(pack_bf16(top * (1.0f / 7), 0.0f));
+                if (thread % 16 == 0) p.xs[static_cast<long long>(k / 64) * rows + m] = scale;
+            }
         }
-#pragma unroll
-        for (int c = 0; c < 8; ++c) {
-            v[c] = bf16_low(pack_bf16(v[c] * reciprocal[c], 0.0f));
-            top = fmaxf(top, fabsf(v[c]));
-        }
-#pragma unroll
-        for (int mask = 1; mask < 8; mask *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, mask));
-        const float inverse = code_scale(top, 7.0f);
-        u32 word = 0;
-#pragma unroll
-        for (int c = 0; c < 8; ++c) word |= (min(max(__float2int_rn(v[c] * inverse), -8), 7) & 15) << (4 * c);
-        if (k >= p.k) continue;
-        // Word: both row halves of the first 32 channels, then of the second.
-        const int half = lane % 8 / 4, t = lane % 4;
-        const long long at = static_cast<long long>(row / 16) * (p.k / 64) + group;
-        static_cast<u32*>(p.xq)[(at * 32 + row % 8 * 4 + t) * 4 + 2 * half + row % 16 / 8] = word;
-        if (lane % 8 == 0)
-            p.xs[static_cast<long long>(group) * rows + row] = bf16_low(pack_bf16(top * (1.0f / 7), 0.0f));
     }
-}
+};
 
 // lora of the CTA's rows from h in `shared`. K may be taken in any order, as long as both operands agree: of
 // each 32 channels lane 4g + t takes 8t .. 8t+7, in one 16-byte read, as its 4 + 4 of two products.
@@ -212,17 +252,17 @@ template <bool FOUR>
 __device__ __forceinline__ void run(const QuantizeParams& p) {
     extern __shared__ __align__(1024) unsigned char shared_bytes[];
     bf16* shared = reinterpret_cast<bf16*>(shared_bytes);
-    const int warp = threadIdx.x / 32, rows = blockDim.x / 32, row = blockIdx.x * rows + warp;
-    bf16* h = shared + warp * pitch(p.k);
-    const float top = normalise_row(p, row, h);
-    __syncwarp();
+    float* partial = reinterpret_cast<float*>(shared + blockDim.x / 32 * pitch(p.k));
+    const Group group(p, shared, partial);
+    float top[GROUP_ROWS];
+    group.normalise(top);
     if constexpr (FOUR) {
-        quantise_w4a4(p, row, h);
+        group.quantise_w4a4();
     } else {
-        quantise_w4a8(p, row, h, top);
+        group.quantise_w4a8(top);
     }
     __syncthreads();
-    project_down(p, shared, reinterpret_cast<float*>(shared + rows * pitch(p.k)));
+    project_down(p, shared, partial);
 }
 
 }  // namespace quantize

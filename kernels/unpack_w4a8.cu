@@ -6,6 +6,11 @@
 
 namespace unpack {
 
+// The code of `magnitude`, 1 .. 8.
+__device__ __forceinline__ u32 code_of(int magnitude, float scale, float row_scale) {
+    return row_scale > 0.0f ? min(__float2int_rn(__fdiv_rn(magnitude * scale, row_scale)), 127) & 0xff : 0;
+}
+
 // Where the scale of row `n` and group `g` is, of `groups`.
 __device__ __forceinline__ long long scale_at(int n, int g, int groups) {
     const int v = n % 128;
@@ -21,18 +26,10 @@ __device__ __forceinline__ u32 pick(uint2 table, u32 selector) {
 struct Table {
     uint2 positive, negative;
 
-    __device__ __forceinline__ Table(float scale, float row_scale) {
-        u32 positives[2] = {0, 0}, negatives[2] = {0, 0};
-#pragma unroll
-        for (int magnitude = 1; magnitude <= 8; ++magnitude) {
-            const float value = row_scale > 0.0f ? __fdiv_rn(magnitude * scale, row_scale) : 0.0f;
-            const int code = min(__float2int_rn(value), 127);
-            if (magnitude < 8) positives[magnitude / 4] |= (code & 0xff) << (8 * (magnitude % 4));
-            const int place = 8 - magnitude;
-            negatives[place / 4] |= (-code & 0xff) << (8 * (place % 4));
-        }
-        positive = make_uint2(positives[0], positives[1]);
-        negative = make_uint2(negatives[0], negatives[1]);
+    // From the codes of magnitudes 1 .. 4 and 5 .. 8, a byte each.
+    __device__ __forceinline__ Table(u32 low, u32 high) {
+        positive = make_uint2(low << 8, __byte_perm(low, high, 0x6543));
+        negative = make_uint2(__vneg4(__byte_perm(high, 0, 0x0123)), __vneg4(__byte_perm(low, 0, 0x0123)));
     }
 
     // The eight codes of a word, as bytes in the same order.
@@ -78,11 +75,23 @@ extern "C" __global__ void __launch_bounds__(256)
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, groups = k / 64;
     const int n = blockIdx.y * 128 + warp * 16 + lane / 4, g = blockIdx.x;
     const uint4 v = __ldg(codes + ((static_cast<long long>(blockIdx.y) * groups + g) * 8 + warp) * 32 + lane);
+    // The four lanes of a row work out two magnitudes each, of both of their rows.
+    u32 mine = 0;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int row = n + 8 * half;
-        const unpack::Table table(__bfloat162float(scales[unpack::scale_at(row, g, groups)]), ws[row]);
-        uint2* to = reinterpret_cast<uint2*>(wq + static_cast<long long>(row) * k + 64 * g + 8 * (lane % 4));
+        const int row = n + 8 * half, magnitude = 2 * (lane % 4) + 1;
+        const float scale = __bfloat162float(scales[unpack::scale_at(row, g, groups)]), row_scale = ws[row];
+        mine |= unpack::code_of(magnitude, scale, row_scale) << (16 * half);
+        mine |= unpack::code_of(magnitude + 1, scale, row_scale) << (16 * half + 8);
+    }
+    u32 all[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) all[i] = __shfl_sync(~0u, mine, i, 4);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const u32 bytes = half ? 0x7632 : 0x5410;
+        const unpack::Table table(__byte_perm(all[0], all[1], bytes), __byte_perm(all[2], all[3], bytes));
+        uint2* to = reinterpret_cast<uint2*>(wq + static_cast<long long>(n + 8 * half) * k + 64 * g + 8 * (lane % 4));
         to[0] = table(half ? v.z : v.x);
         to[4] = table(half ? v.w : v.y);
     }

@@ -24,7 +24,7 @@ __device__ __forceinline__ void write_bf16(const float (&v)[R], const TensorMap&
         if (n0 + 64 * slice >= columns) break;
         u32 base = staging + (slice % 2) * stride;
         if (thread == 0) sm90::store_wait_read<1>();
-        sm90::named_sync(1 + warpgroup, 128);
+        named_sync(1 + warpgroup, 128);
 #pragma unroll
         for (int pair = 0; pair < 4; ++pair) {
             const float* d = &v[32 * slice + 8 * pair];
@@ -33,7 +33,7 @@ __device__ __forceinline__ void write_bf16(const float (&v)[R], const TensorMap&
                                   pack_bf16(d[4], d[5]), pack_bf16(d[6], d[7]));
         }
         sm90::fence_async();
-        sm90::named_sync(1 + warpgroup, 128);
+        named_sync(1 + warpgroup, 128);
         if (thread == 0) {
             if constexpr (Add) {
                 sm90::add_2d(out, base, n0 + 64 * slice, m0);
@@ -78,7 +78,7 @@ __device__ __forceinline__ void quantise_u8(float (&g)[R], const TensorMap& out,
     const float inverse0 = code_scale(max0, 255.0f), inverse1 = code_scale(max1, 255.0f);
 
     if (thread == 0) sm90::store_wait_read<0>();
-    sm90::named_sync(1 + warpgroup, 128);
+    named_sync(1 + warpgroup, 128);
 #pragma unroll
     for (int j = 0; j < 32; ++j) {
         // Adding 1.5 * 2^23 rounds to an integer, half to even, in the low bits.
@@ -92,7 +92,7 @@ __device__ __forceinline__ void quantise_u8(float (&g)[R], const TensorMap& out,
         asm volatile("st.shared.u16 [%0], %1;" ::"r"(at + 8 * 128), "h"(static_cast<u16>(b)) : "memory");
     }
     sm90::fence_async();
-    sm90::named_sync(1 + warpgroup, 128);
+    named_sync(1 + warpgroup, 128);
     if (thread == 0) {
         sm90::store_2d(out, staging, n0, m0);
         if (n0 + 128 < columns) sm90::store_2d(out, staging + SLICE_BYTES, n0 + 128, m0);

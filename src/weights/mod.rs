@@ -8,7 +8,6 @@ mod json;
 mod locate;
 pub mod pack;
 mod pipeline;
-mod random;
 #[cfg(test)]
 pub(crate) mod testing;
 

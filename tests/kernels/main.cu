@@ -1,11 +1,12 @@
 // Numbers and speed of the kernels on the GPU at hand: `kernels [--checks]
-// [ceiling|unpack|w4a4|w4a8|attention|quantize]...`, all by default. --checks leaves out timing and large shapes. Every
-// check is against plain code on random data with outlier channels; exit status 1 if one fails.
+// [ceiling|step|unpack|w4a4|w4a8|attention|quantize]...`, all by default. --checks leaves out timing and large shapes.
+// Every check is against plain code on random data with outlier channels; exit status 1 if one fails.
 #include "attention.cuh"
 #include "ceiling.cuh"
 #include "gemm_w4a4.cuh"
 #include "gemm_w4a8.cuh"
 #include "quantize.cuh"
+#include "step.cuh"
 #include "unpack.cuh"
 
 int main(int argc, char** argv) {
@@ -26,6 +27,7 @@ int main(int argc, char** argv) {
     if (wanted("w4a4")) test_gemm_w4a4::run();
     if (wanted("w4a8")) test_gemm::run(INT8);
     if (wanted("attention")) test_attention::run(BF16);
+    if (wanted("step") && !checks_only) test_step::run(4);
     if (wanted("ceiling") && !checks_only) ceiling::run(1.5);
     std::printf("%d failed\n", failures);
     return failures != 0;
