@@ -3,10 +3,12 @@
 //! A [`Context`] owns the device; a [`Model`] owns weights on it and keeps the context alive. Both
 //! are handles: cloning one is cheap, and they may be used and dropped on any thread in any order.
 
+mod bench;
 mod image;
 mod model;
 
 pub use crate::pipeline::flux::{Progress, Timings};
+pub use bench::{TransformerTimes, time_transformer};
 pub use image::{ImageMut, PixelFormat};
 pub use model::{GenerateParams, Model, ModelInfo, ModelOptions};
 

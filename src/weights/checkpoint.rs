@@ -98,6 +98,22 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// A checkpoint whose tensors are ranges, which may overlap, of blocks of memory.
+    pub(super) fn from_blocks(
+        path: &Path,
+        config: &str,
+        blocks: impl IntoIterator<Item = Vec<u8>>,
+        tensors: Vec<(String, Dtype, Vec<usize>, usize, Range<usize>)>,
+    ) -> Self {
+        let mut checkpoint = Checkpoint::empty(path);
+        checkpoint.metadata.insert("config".into(), config.into());
+        let shard = |block| Shard { path: path.into(), bytes: Bytes::Owned(block) };
+        checkpoint.shards.extend(blocks.into_iter().map(shard));
+        let entry = |(name, dtype, shape, shard, range)| (name, Entry { shard, dtype, shape, range });
+        checkpoint.tensors.extend(tensors.into_iter().map(entry));
+        checkpoint
+    }
+
     fn empty(path: &Path) -> Self {
         Checkpoint { path: path.into(), shards: vec![], metadata: HashMap::new(), tensors: BTreeMap::new() }
     }

@@ -8,6 +8,7 @@ mod json;
 mod locate;
 pub mod pack;
 mod pipeline;
+mod random;
 #[cfg(test)]
 pub(crate) mod testing;
 

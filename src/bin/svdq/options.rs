@@ -47,9 +47,24 @@ impl ModelArgs {
         }
     }
 
+    /// `--model` as it was given.
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.model.as_deref()?.to_str()
+    }
+
+    /// The activations that were asked for.
+    pub(crate) fn profile(&self) -> Option<Profile> {
+        self.profile
+    }
+
+    /// The device to run on.
+    pub(crate) fn context(&self) -> Result<Context, svdq::Error> {
+        Context::new(ContextOptions { threads: self.threads })
+    }
+
     /// Loads the model.
     pub(crate) fn load(&self) -> Result<Model, Failure> {
-        let context = Context::new(ContextOptions { threads: self.threads })?;
+        let context = self.context()?;
         let options =
             ModelOptions { path: self.path()?, transformer: self.transformer.clone(), profile: self.profile };
         Ok(Model::load(&context, &options)?)

@@ -65,6 +65,22 @@ const MAX_LAYERS: usize = 1024;
 pub(super) const TIME_CHANNELS: usize = 256;
 
 impl FluxConfig {
+    /// FLUX.1-dev: 12 B parameters.
+    pub const FLUX_1_DEV: FluxConfig = FluxConfig {
+        num_layers: 19,
+        num_single_layers: 38,
+        num_attention_heads: 24,
+        attention_head_dim: 128,
+        in_channels: 64,
+        out_channels: 64,
+        joint_attention_dim: 4096,
+        pooled_projection_dim: 768,
+        guidance_embeds: true,
+        axes_dims_rope: FLUX_AXES,
+    };
+    /// FLUX.1-schnell: as dev, without the guidance embedding.
+    pub const FLUX_1_SCHNELL: FluxConfig = FluxConfig { guidance_embeds: false, ..Self::FLUX_1_DEV };
+
     /// Channels of a token inside the blocks: heads x head_dim.
     pub fn hidden(&self) -> usize {
         self.num_attention_heads * self.attention_head_dim

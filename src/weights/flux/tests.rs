@@ -12,18 +12,7 @@ use crate::weights::testing::{TempDir, safetensors};
 type Tensors = Vec<(String, Dtype, Vec<usize>)>;
 
 fn flux(guidance: bool) -> FluxConfig {
-    FluxConfig {
-        num_layers: 19,
-        num_single_layers: 38,
-        num_attention_heads: 24,
-        attention_head_dim: 128,
-        in_channels: 64,
-        out_channels: 64,
-        joint_attention_dim: 4096,
-        pooled_projection_dim: 768,
-        guidance_embeds: guidance,
-        axes_dims_rope: [16, 56, 56],
-    }
+    if guidance { FluxConfig::FLUX_1_DEV } else { FluxConfig::FLUX_1_SCHNELL }
 }
 
 fn tiny() -> FluxConfig {
