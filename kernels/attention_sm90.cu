@@ -3,6 +3,9 @@
 // After FlashAttention-3 (arXiv 2407.08608): one warp loads, two warpgroups own 64 queries each; the scores of the next
 // block of keys are multiplied while the softmax of this one runs, the two warpgroups take turns at the tensor cores,
 // and probabilities go from accumulators to operands without leaving registers.
+//
+// Launch with 384 threads, SMEM_BYTES of shared memory, blocks of (ceil(tokens / 128), heads). Tensor maps swizzle 128
+// bytes and fill with zeros.
 #include "common/epilogue_sm90.cuh"
 #include "common/wgmma.cuh"
 

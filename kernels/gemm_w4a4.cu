@@ -7,6 +7,9 @@
 // All operands lie in global memory in the order in which lanes want them, so that loads need no shuffling:
 //   xq  [m/16][k/64][lane] 16 bytes: rows g and g + 8 at channels 8t..8t+7, then both at 32 + 8t.. (lane 4g + t)
 //   wq, ws, up, down: Nunchaku's packing, as stored
+//
+// Launch with 256 threads, SMEM_BYTES of shared memory, blocks of (ceil(m / 128), n / 128). n is a multiple of 128, k
+// of 64, ranks of 16, with 0 for none; pointers are aligned to 16 bytes.
 #include "common/epilogue.cuh"
 #include "common/mma.cuh"
 

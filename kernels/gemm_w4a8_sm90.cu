@@ -7,6 +7,10 @@
 // engine; two warpgroups multiply, 64 rows each. A slot of the ring holds 128 bytes of K for 128 + BN rows: 128
 // channels of xq and wq, then, after the integer sums became floats, 64 ranks of lora and up, and for the GELU epilogue
 // 32 ranks of the next layer's down-projection. CTAs are persistent and walk the tiles M first.
+//
+// Launch with 384 threads, Shape<BN>::SMEM_BYTES of shared memory and twice as many CTAs as there are pairs of tiles,
+// at most one an SM. k is a multiple of 64, n of 64 (QKV: of 384), ranks of 16, with 0 for none; pointers are aligned
+// to 16 bytes. All tensor maps swizzle 128 bytes, fill with zeros, and have rows without gaps.
 #include "common/epilogue_sm90.cuh"
 #include "common/wgmma.cuh"
 

@@ -7,6 +7,9 @@
 // quantise 4 rows each, so that a channel's parameters are loaded once for 4 rows; then the warps multiply all rows
 // with `down`, each half of the ranks over its part of K. Sums are taken in a fixed order, so that results do not
 // depend on timing.
+//
+// Launch with 32 threads a row of the CTA, smem_bytes of shared memory and ceil(m / rows) CTAs. k is a multiple of 64,
+// the rank of 16, with 0 for none; pointers are aligned to 16 bytes.
 #include "common/mma.cuh"
 #include "common/types.cuh"
 
@@ -267,7 +270,6 @@ __device__ __forceinline__ void run(const QuantizeParams& p) {
 
 }  // namespace quantize
 
-// k is a multiple of 64; 256 or 512 threads, whichever smem_bytes allows.
 #if __CUDA_ARCH__ == 900
 #define SVDQ_BLOCKS 2
 #else

@@ -27,7 +27,7 @@ int main(int argc, char** argv) {
     if (wanted("w4a4")) test_gemm_w4a4::run();
     if (wanted("w4a8")) test_gemm::run(INT8);
     if (wanted("attention")) test_attention::run(BF16);
-    if (wanted("step") && !checks_only) test_step::run(4);
+    if (wanted("step") && !checks_only) test_step::run(1024, 4), test_step::run(512, 4);
     if (wanted("ceiling") && !checks_only) ceiling::run(1.5);
     std::printf("%d failed\n", failures);
     return failures != 0;

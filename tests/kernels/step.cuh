@@ -1,4 +1,4 @@
-// The kernels of one FLUX.1-dev step at 1024x1024 in their order, over and over for seconds: what the chip sustains
+// The kernels of one FLUX.1-dev step in their order, over and over for seconds: what the chip sustains
 // when it is warm and at its power limit. Data are random and each kernel has its own; modulation, embeddings and the
 // last layer (under one percent of the work) are left out.
 #pragma once
@@ -44,11 +44,12 @@ struct Stream {
     }
 };
 
-inline void run(double seconds) {
-    Stream image(4096), text(512), both(4608);
-    Buffer<bf16> qkv(4608ull * 9216), attended(4608ull * 3072);
+inline void run(int pixels, double seconds) {
+    const int patches = pixels / 16 * (pixels / 16), tokens = patches + 512;
+    Stream image(patches), text(512), both(tokens);
+    Buffer<bf16> qkv(size_t(tokens) * 9216), attended(size_t(tokens) * 3072);
     fill(qkv, 41, 0, 1.0f);
-    AttentionParams p = test_attention::params(qkv, attended, 4608, 24);
+    AttentionParams p = test_attention::params(qkv, attended, tokens, 24);
     auto step = [&](int) {
         for (int block = 0; block < 19; ++block) {
             image.before_attention(), text.before_attention();
@@ -63,8 +64,8 @@ inline void run(double seconds) {
     };
     const double first = time_ms(step, 1, 3);
     const int batch = std::max(1, int(seconds * 1000 / 6 / first));
-    std::printf("time   a step's kernels, %.1f s on end: %.2f ms a step, at first %.2f\n", seconds,
-                time_ms(step, batch, 3), first);
+    std::printf("time   a step's kernels at %d x %d, %.1f s on end: %.2f ms a step, at first %.2f\n", pixels, pixels,
+                seconds, time_ms(step, batch, 3), first);
     std::fflush(stdout);
 }
 
