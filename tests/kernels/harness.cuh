@@ -146,6 +146,25 @@ inline TensorMap map_bytes(const void* data, u64 rows, u64 columns, u32 box_rows
     return tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, data, rows, columns, box_rows, 128);
 }
 
+// ---- determinism
+// ------------------------------------------------------------------------------------------------------
+
+// What a kernel wrote, to compare runs bit for bit.
+struct Bits {
+    std::vector<u8> bytes;
+
+    template <class T>
+    void add(const Buffer<T>& b) {
+        size_t at = bytes.size(), size = b.count * sizeof(T);
+        bytes.resize(at + size);
+        CUDA(cudaMemcpy(bytes.data() + at, b.data, size, cudaMemcpyDeviceToHost));
+    }
+};
+
+inline void same_bits(const Bits& first, const Bits& second) {
+    if (first.bytes != second.bytes) report(false, "the second run differs");
+}
+
 // ---- comparison and timing
 // ----------------------------------------------------------------------------------------------
 

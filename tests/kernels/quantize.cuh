@@ -94,6 +94,12 @@ inline void check(int m, int k, int rank, bool norm, bool four, int rows_a_block
         four ? "w4a4" : "w4a8", m, k, rank, norm ? " norm" : "", worst_scale, 100 * share, more, diff.relative);
     // h is rounded to bf16 first; in w4a4 so are the smoothed values and the scales.
     report(worst_scale < 1.2e-2 && share < 0.02 && more == 0 && diff.relative < 5e-3, text);
+    Bits first, second;
+    first.add(d.xq), first.add(d.xs), first.add(d.lora);
+    d.xq.poison(), d.xs.poison(), d.lora.poison();
+    launch(d.p, four, rows_a_block);
+    second.add(d.xq), second.add(d.xs), second.add(d.lora);
+    same_bits(first, second);
 }
 
 inline void run() {
