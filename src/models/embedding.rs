@@ -1,8 +1,7 @@
 //! What the text encoders share: the token table and the fused projections of attention.
 
-use half::{bf16, f16};
-
 use crate::ops::{DenseSource, Storage};
+use crate::weights::float::{READABLE, decode};
 use crate::weights::{Checkpoint, Dtype};
 use crate::{Error, Result};
 
@@ -11,6 +10,8 @@ use crate::{Error, Result};
 pub(super) struct Embedding {
     bytes: Vec<u8>,
     dtype: Dtype,
+    /// Of FP8 values; else 1.
+    scale: f32,
     rows: usize,
     cols: usize,
 }
@@ -19,11 +20,11 @@ impl Embedding {
     /// Copies the tensor `name`, `[rows, cols]`.
     pub(super) fn load(weights: &Checkpoint, name: &str, rows: usize, cols: usize) -> Result<Self> {
         let tensor = weights.tensor(name, &[rows, cols])?;
-        if !matches!(tensor.dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32) {
-            let what = format!("has dtype {}; BF16, F16 and F32 can be read", tensor.dtype);
-            return Err(weights.bad(name, what));
+        if decode(tensor.dtype, &[]).is_none() {
+            return Err(weights.bad(name, format!("has dtype {}; {READABLE}", tensor.dtype)));
         }
-        Ok(Embedding { bytes: tensor.bytes.to_vec(), dtype: tensor.dtype, rows, cols })
+        let scale = weights.scale(name)?.unwrap_or(1.0);
+        Ok(Embedding { bytes: tensor.bytes.to_vec(), dtype: tensor.dtype, scale, rows, cols })
     }
 
     /// Width of a row.
@@ -49,16 +50,8 @@ impl Embedding {
                 )));
             }
             let size = self.bytes.len() / self.rows;
-            let bytes = &self.bytes[row * size..][..size];
-            match self.dtype {
-                Dtype::BF16 => {
-                    gathered.extend(bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()))
-                }
-                Dtype::F16 => {
-                    gathered.extend(bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()))
-                }
-                _ => gathered.extend(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b))),
-            }
+            let values = decode(self.dtype, &self.bytes[row * size..][..size]).unwrap_or_default();
+            gathered.extend(values.iter().map(|value| value * self.scale));
         }
         Ok(gathered)
     }

@@ -4,14 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 
-use half::f16;
 use memmap2::Mmap;
 use safetensors::Dtype;
 
+use super::float::{READABLE, decode, is_exact_in_bf16, is_fp8};
 use super::header::Header;
 use super::json::open_regular;
 use super::locate::locate;
-use super::pack::bf16_to_f32;
 use crate::ops::{ConvSource, DenseSource, Storage};
 use crate::{Error, Result};
 
@@ -26,7 +25,7 @@ pub struct Checkpoint {
 /// One tensor as it lies in its file.
 #[derive(Clone, Copy)]
 pub struct Tensor<'a> {
-    /// Name in the file.
+    /// Name in the file, or the one that [`super::names`] gives it.
     pub name: &'a str,
     /// Type of an element.
     pub dtype: Dtype,
@@ -41,7 +40,10 @@ struct Shard {
     bytes: Bytes,
 }
 
+#[derive(Clone)]
 struct Entry {
+    /// Name in the file.
+    stored: String,
     shard: usize,
     dtype: Dtype,
     shape: Vec<usize>,
@@ -123,7 +125,8 @@ impl Checkpoint {
         self.metadata.extend(metadata);
         for (name, info) in tensors {
             let range = info.data_offsets.0..info.data_offsets.1;
-            let entry = Entry { shard: self.shards.len(), dtype: info.dtype, shape: info.shape, range };
+            let (shard, stored) = (self.shards.len(), name.clone());
+            let entry = Entry { stored, shard, dtype: info.dtype, shape: info.shape, range };
             if let Some(first) = self.tensors.get(&name) {
                 let other = self.shards[first.shard].path.display();
                 return Err(Error::format(path, format!("tensor `{name}` is also in {other}")));
@@ -188,17 +191,45 @@ impl Checkpoint {
         Ok(tensor.bytes)
     }
 
-    /// The values of a BF16, F16 or F32 tensor of exactly this shape.
+    /// The values of a tensor of exactly this shape: F32, F16, BF16, or FP8 (e4m3fn, e5m2) times the scale that may
+    /// lie beside it, as ComfyUI writes them.
     ///
     /// # Errors
-    /// [`Error::BadFormat`] if it is missing, shaped otherwise, or of another type.
+    /// [`Error::BadFormat`] if it is missing, shaped otherwise, or of another type, or if its scale is not one number.
     pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let Tensor { dtype, bytes, .. } = self.tensor(name, shape)?;
-        match dtype {
-            Dtype::BF16 => Ok(bf16_to_f32(bytes).collect()),
-            Dtype::F16 => Ok(bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect()),
-            Dtype::F32 => Ok(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()),
-            other => Err(self.bad(name, format!("has dtype {other}; BF16, F16 and F32 can be read"))),
+        let tensor = self.tensor(name, shape)?;
+        let values = decode(tensor.dtype, tensor.bytes);
+        let mut values =
+            values.ok_or_else(|| self.bad(name, format!("has dtype {}; {READABLE}", tensor.dtype)))?;
+        if let Some(scale) = self.scale(name)? {
+            values.iter_mut().for_each(|value| *value *= scale);
+        }
+        Ok(values)
+    }
+
+    /// What the values of an FP8 tensor `layer.weight` are to be multiplied by, if the file says so:
+    /// `layer.scale_weight` or `layer.weight_scale`, one number.
+    ///
+    /// # Errors
+    /// [`Error::BadFormat`] if it is not one finite number.
+    pub(crate) fn scale(&self, name: &str) -> Result<Option<f32>> {
+        let (Some(tensor), Some(layer)) = (self.get(name), name.strip_suffix(".weight")) else {
+            return Ok(None);
+        };
+        let scale = ["scale_weight", "weight_scale"].map(|suffix| format!("{layer}.{suffix}"));
+        let Some(scale) = scale.iter().find_map(|name| self.get(name)).filter(|_| is_fp8(tensor.dtype))
+        else {
+            return Ok(None);
+        };
+        match decode(scale.dtype, scale.bytes).as_deref() {
+            Some(&[value]) if value.is_finite() => Ok(Some(value)),
+            _ => {
+                let what = format!(
+                    "is {} {:?}; a scale of FP8 weights is one finite number",
+                    scale.dtype, scale.shape
+                );
+                Err(self.bad(scale.name, what))
+            }
         }
     }
 
@@ -210,7 +241,7 @@ impl Checkpoint {
         let weight_name = format!("{name}.weight");
         let weight = self.f32(&weight_name, &[n, k])?;
         let bias = if bias { self.f32(&format!("{name}.bias"), &[n])? } else { vec![] };
-        Ok(DenseSource { n, k, weight, bias, storage: self.storage(&weight_name) })
+        Ok(DenseSource { n, k, weight, bias, storage: self.storage(&weight_name)? })
     }
 
     /// A convolution: `name.weight` `[n, c, kernel, kernel]` and `name.bias` `[n]`.
@@ -231,10 +262,70 @@ impl Checkpoint {
         Ok(ConvSource { n, c, kernel, stride, upsample, weight, bias })
     }
 
-    fn storage(&self, name: &str) -> Storage {
-        match self.tensors.get(name) {
-            Some(entry) if entry.dtype == Dtype::BF16 => Storage::Bf16,
-            _ => Storage::F32,
+    fn storage(&self, name: &str) -> Result<Storage> {
+        let exact = self.get(name).is_some_and(|tensor| is_exact_in_bf16(tensor.dtype));
+        Ok(if exact && self.scale(name)?.is_none() { Storage::Bf16 } else { Storage::F32 })
+    }
+
+    /// Gives every tensor the name that `new` says; `None` keeps it.
+    ///
+    /// # Errors
+    /// [`Error::BadFormat`] if two tensors get the same name.
+    pub(super) fn rename(&mut self, new: impl Fn(&str) -> Option<String>) -> Result<()> {
+        for (name, entry) in std::mem::take(&mut self.tensors) {
+            self.insert(new(&name).unwrap_or(name), entry)?;
+        }
+        Ok(())
+    }
+
+    /// Adds `rows` of the first dimension of tensor `name` as a tensor of its own.
+    ///
+    /// # Errors
+    /// [`Error::BadFormat`] if it has no such rows, or `new` is there already.
+    pub(super) fn add_rows(&mut self, name: &str, new: String, rows: Range<usize>) -> Result<()> {
+        let entry = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
+        let count = entry.shape.first().copied().unwrap_or(0);
+        if rows.is_empty() || rows.end > count || !entry.range.len().is_multiple_of(count) {
+            return Err(self.bad(name, format!("has {count} rows, {rows:?} are expected")));
+        }
+        let mut part = entry.clone();
+        let size = entry.range.len() / count;
+        part.shape[0] = rows.len();
+        part.range = entry.range.start + rows.start * size..entry.range.start + rows.end * size;
+        self.insert(new, part)
+    }
+
+    /// Puts the second half of the rows of tensor `name` before the first.
+    ///
+    /// # Errors
+    /// [`Error::BadFormat`] if there is no such tensor.
+    pub(super) fn swap_halves(&mut self, name: &str) -> Result<()> {
+        let mut bytes = self.get(name).ok_or_else(|| self.missing(name))?.bytes.to_vec();
+        let half = bytes.len() / 2;
+        bytes.rotate_left(half);
+        if let Some(entry) = self.tensors.get_mut(name) {
+            let path = self.shards[entry.shard].path.clone();
+            (entry.shard, entry.range) = (self.shards.len(), 0..bytes.len());
+            self.shards.push(Shard { path, bytes: Bytes::Owned(bytes) });
+        }
+        Ok(())
+    }
+
+    /// Forgets a tensor.
+    pub(super) fn remove(&mut self, name: &str) {
+        self.tensors.remove(name);
+    }
+
+    fn insert(&mut self, name: String, entry: Entry) -> Result<()> {
+        match self.tensors.get(&name) {
+            None => {
+                self.tensors.insert(name, entry);
+                Ok(())
+            }
+            Some(other) => {
+                let what = format!("tensors `{}` and `{}` are both `{name}`", other.stored, entry.stored);
+                Err(Error::format(&self.path, what))
+            }
         }
     }
 
@@ -242,9 +333,11 @@ impl Checkpoint {
         Error::format(&self.path, format!("tensor `{name}` is missing"))
     }
 
-    /// An error about a tensor, in the file that holds it.
+    /// An error about a tensor, in the file that holds it and by its name there.
     pub(crate) fn bad(&self, name: &str, what: impl std::fmt::Display) -> Error {
-        let path = self.tensors.get(name).map_or(&self.path, |entry| &self.shards[entry.shard].path);
+        let entry = self.tensors.get(name);
+        let path = entry.map_or(&self.path, |entry| &self.shards[entry.shard].path);
+        let name = entry.map_or(name, |entry| &entry.stored);
         Error::format(path, format!("tensor `{name}` {what}"))
     }
 }

@@ -1,6 +1,7 @@
 //! Checkpoints: safetensors files and folders, their configs, and Nunchaku's packing.
 
 mod checkpoint;
+pub(crate) mod float;
 pub mod flux;
 mod header;
 mod inspect;

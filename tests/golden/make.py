@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 import transformers
 
+import make_fp8
 import make_networks
 import make_noise
 import make_pipeline
@@ -27,6 +28,7 @@ PARTS = {
     "networks": make_networks.make,
     "pipeline": make_pipeline.make,
     "quant": make_quant.make,
+    "fp8": make_fp8.make,
 }
 
 

@@ -87,7 +87,7 @@ fn tensors_are_found_by_name_shape_and_type() {
     assert_eq!(say(c.f32("w", &[2]).unwrap_err()), "m: tensor `w` has shape [1, 2], [2] is expected");
     assert_eq!(
         say(c.f32("i", &[2]).unwrap_err()),
-        "m: tensor `i` has dtype I8; BF16, F16 and F32 can be read"
+        "m: tensor `i` has dtype I8; F32, F16, BF16, F8_E4M3 and F8_E5M2 can be read"
     );
     assert_eq!(
         say(c.bytes("w", Dtype::I8, &[1, 2]).unwrap_err()),
@@ -145,4 +145,51 @@ fn what_is_no_file_is_refused_without_blocking() {
     let text = Checkpoint::open(Path::new("/dev/null")).err().unwrap().to_string();
     assert_eq!(text, "/dev/null: not a regular file");
     assert!(matches!(Checkpoint::open(Path::new("/nonexistent")), Err(Error::NotFound { .. })));
+}
+
+/// An FP8 matrix, and what lies beside it; `scale` is its header entry.
+fn fp8(dtype: &str, scale: &str, scale_bytes: &[u8]) -> Checkpoint {
+    let codes: [u8; 4] = [0x38, 0xb8, 0x01, 0x7e];
+    let end = 4 + scale_bytes.len();
+    let scale = match scale {
+        "" => String::new(),
+        text => format!(r#","{text},"data_offsets":[4,{end}]}}"#),
+    };
+    let header =
+        format!(r#"{{"fc.weight":{{"dtype":"{dtype}","shape":[2,2],"data_offsets":[0,4]}}{scale}}}"#);
+    let mut file = safetensors(&header, 0);
+    file.extend(codes);
+    file.extend(scale_bytes);
+    Checkpoint::from_bytes(Path::new("m.safetensors"), file).unwrap()
+}
+
+#[test]
+fn fp8_weights_are_multiplied_by_the_scale_beside_them() {
+    let plain = fp8("F8_E4M3", "", &[]).dense("fc", 2, 2, false).unwrap();
+    assert_eq!((&plain.weight[..], plain.storage), (&[1.0, -1.0, 0.001953125, 448.0][..], Storage::Bf16));
+    let plain = fp8("F8_E5M2", "", &[]).dense("fc", 2, 2, false).unwrap();
+    assert_eq!(plain.weight[..3], [0.5, -0.5, 2f32.powi(-16)]);
+    assert!(plain.weight[3].is_nan() && plain.storage == Storage::Bf16);
+    for (scale, bytes) in [
+        (r#"fc.scale_weight":{"dtype":"F32","shape":[]"#, &0.3f32.to_le_bytes()[..]),
+        (r#"fc.weight_scale":{"dtype":"F32","shape":[1]"#, &0.3f32.to_le_bytes()),
+        (r#"fc.scale_weight":{"dtype":"BF16","shape":[1]"#, &half::bf16::from_f32(0.3).to_le_bytes()),
+    ] {
+        let scaled = fp8("F8_E4M3", scale, bytes).dense("fc", 2, 2, false).unwrap();
+        let value = if bytes.len() == 4 { 0.3 } else { half::bf16::from_f32(0.3).to_f32() };
+        assert_eq!((scaled.weight[0], scaled.weight[3]), (value, 448.0 * value), "{scale}");
+        assert_eq!(scaled.storage, Storage::F32);
+    }
+    for (scale, bytes) in [
+        (r#"fc.scale_weight":{"dtype":"F32","shape":[2]"#, &[0; 8][..]),
+        (r#"fc.scale_weight":{"dtype":"F32","shape":[0]"#, &[]),
+        (r#"fc.scale_weight":{"dtype":"I32","shape":[1]"#, &[0; 4]),
+        (r#"fc.weight_scale":{"dtype":"F32","shape":[1]"#, &f32::NAN.to_le_bytes()),
+    ] {
+        let text = fp8("F8_E4M3", scale, bytes).f32("fc.weight", &[2, 2]).unwrap_err().to_string();
+        assert!(text.contains("tensor `fc.") && text.contains("one finite number"), "{text}");
+    }
+    // A scale beside weights that are no FP8 belongs to something else.
+    let header = r#"{"fc.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"fc.scale_weight":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#;
+    assert_eq!(open(header, 8).unwrap().f32("fc.weight", &[1]).unwrap(), [0.0]);
 }

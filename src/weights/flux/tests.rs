@@ -232,7 +232,7 @@ fn what_does_not_fit_is_refused() {
         (plain.clone(), |t| set(t, "transformer_blocks.0.norm1.linear.qweight", Dtype::I8, &[192, 64]), "has dtype I8, I32 is expected"),
         (plain.clone(), |t| set(t, "transformer_blocks.0.norm_q.weight", Dtype::BF16, &[60]), "does not divide"),
         (plain.clone(), |t| set(t, "transformer_blocks.0.qkv_proj.wscales", Dtype::F8_E4M3, &[8, 384]), "NVFP4"),
-        (plain.clone(), |t| set(t, "proj_out.weight", Dtype::I8, &[16, 128]), "has dtype I8; BF16"),
+        (plain.clone(), |t| set(t, "proj_out.weight", Dtype::I8, &[16, 128]), "has dtype I8; F32, F16, BF16"),
         (with("num_layers", 2.into()), same, "`num_layers` is 2, the tensors are those of 1"),
         (with("num_single_layers", 4.into()), same, "`num_single_layers` is 4, the tensors are those of 1"),
         (with("num_attention_heads", 4.into()), same, "`num_attention_heads` is 4, the tensors are those of 2"),
