@@ -62,11 +62,12 @@ fn check(linear: &LinearSource<'_>) {
         LinearSource::Dense(d) => assert_eq!(d.weight.len(), d.n * d.k),
         LinearSource::Awq(a) => assert_eq!(pack::unpack_awq(a).weight.len(), a.n * a.k),
         LinearSource::Svdq(s) => {
-            assert_eq!(pack::unpack_codes(s.qweight, s.n, s.k).len(), s.n * s.k);
-            assert_eq!(pack::unpack_wscales(s.wscales, s.n, s.k).len(), s.n * s.k / 64);
-            assert_eq!([pack::unpack_vector(s.bias).len(), pack::unpack_vector(s.smooth).len()], [s.n, s.k]);
-            assert_eq!(pack::unpack_lora_down(s.lora_down, s.k, s.rank).len(), s.k * s.rank);
-            assert_eq!(pack::unpack_lora_up(s.lora_up, s.n, s.rank).len(), s.n * s.rank);
+            let unpacked = pack::Unpacked::of(s);
+            assert_eq!(unpacked.codes.len(), s.n * s.k);
+            assert_eq!(unpacked.scales.len(), s.n * s.k / unpacked.group);
+            assert_eq!([pack::unpack_vector(&s.bias).len(), pack::unpack_vector(&s.smooth).len()], [s.n, s.k]);
+            assert_eq!(pack::unpack_lora_down(&s.lora_down, s.k, s.rank).len(), s.k * s.rank);
+            assert_eq!(pack::unpack_lora_up(&s.lora_up, s.n, s.rank).len(), s.n * s.rank);
         }
     }
 }

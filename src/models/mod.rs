@@ -5,5 +5,5 @@ mod embedding;
 pub mod flux;
 pub mod t5;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod vae;

@@ -14,10 +14,15 @@ mod source;
 use std::ops::Range;
 
 use crate::Result;
-pub use source::{AwqSource, ConvSource, DenseSource, LinearSource, LowRankSource, Storage, SvdqSource};
+pub use source::{
+    AwqSource, Codes, ConvSource, DenseSource, LinearSource, LowRankSource, Storage, SvdqSource,
+};
 
 /// How the input of a 4-bit linear is quantised at run time. Weights, low-rank branch and
 /// checkpoint are the same in all three.
+///
+/// NVFP4 checkpoints: [`Profile::W4A4`] gives e2m1 codes in groups of 16 channels, scales `e4m3(min(absmax/6, 448))`;
+/// fc2's input is neither shifted nor unsigned in any profile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
     /// 4-bit codes in groups of 64 channels, scales `bf16(absmax/7)`: what the checkpoint was made for.
@@ -233,7 +238,7 @@ pub trait Device: Send + Sync + Sized {
     ) -> Result<()>;
 
     /// `prepare(gelu_tanh(linear(x)), next)`. For a 4-bit `next` the low-rank branch sees the GELU's
-    /// output `g`, and the quantiser sees `(g + 0.171875) / smooth`, which is never negative.
+    /// output `g`, and the quantiser sees `(g + 0.171875) / smooth`, which is never negative, if `next` is unsigned.
     fn linear_gelu(&self, x: &Self::Input, w: Layer<'_, Self>, next: Layer<'_, Self>) -> Result<Self::Input>;
 
     /// `norm(x)` as a tensor.

@@ -1,5 +1,6 @@
 //! Weights as a checkpoint holds them, on their way to a device.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// How precisely the checkpoint stores a dense weight: what a device may keep without loss.
@@ -46,8 +47,30 @@ pub struct DenseSource {
     pub storage: Storage,
 }
 
-/// An SVDQuant INT4 linear in Nunchaku's packing; [`crate::weights::pack`] has the index formulas.
-/// All slices are little-endian bytes of exactly the size that `n`, `k` and `rank` imply.
+/// What the 4-bit codes of an SVDQuant linear mean, and what the scales beside them are.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Codes {
+    /// INT4: -8..=7 in two's complement, with bf16 scales in groups of 64.
+    Int4,
+    /// NVFP4: e2m1 (a sign and 0, 0.5, 1, 1.5, 2, 3, 4 or 6), with e4m3 scales in groups of 16.
+    Fp4 {
+        /// `[n]`, in the order of the channels: what a channel's products are multiplied by besides, in f32.
+        channel_scales: Vec<f32>,
+    },
+}
+
+impl Codes {
+    /// Input channels that share a scale.
+    pub fn group(&self) -> usize {
+        match self {
+            Codes::Int4 => 64,
+            Codes::Fp4 { .. } => 16,
+        }
+    }
+}
+
+/// An SVDQuant linear in Nunchaku's packing; [`crate::weights::pack`] has the index formulas.
+/// All slices are little-endian bytes of exactly the size that `n`, `k`, `rank` and `codes` imply.
 pub struct SvdqSource<'a> {
     /// Output features, a multiple of 128.
     pub n: usize,
@@ -55,20 +78,22 @@ pub struct SvdqSource<'a> {
     pub k: usize,
     /// Rank of the low-rank branch, a multiple of 16; 0 for none.
     pub rank: usize,
-    /// The input is fc2's: shifted, so that it is never negative, and quantised unsigned.
+    /// The input is the one of an INT4 fc2: shifted, so that it is never negative, and quantised unsigned.
     pub unsigned: bool,
+    /// What `qweight` and `wscales` mean.
+    pub codes: Codes,
     /// 4-bit codes, n·k/2 bytes.
-    pub qweight: &'a [u8],
-    /// bf16 group scales, k/64 · n of them.
-    pub wscales: &'a [u8],
+    pub qweight: Cow<'a, [u8]>,
+    /// Group scales: INT4 bf16, k/64 · n of them; NVFP4 e4m3, k/16 · n of them.
+    pub wscales: Cow<'a, [u8]>,
     /// bf16, n.
-    pub bias: &'a [u8],
+    pub bias: Cow<'a, [u8]>,
     /// bf16, k.
-    pub smooth: &'a [u8],
+    pub smooth: Cow<'a, [u8]>,
     /// bf16, k · rank.
-    pub lora_down: &'a [u8],
+    pub lora_down: Cow<'a, [u8]>,
     /// bf16, n · rank.
-    pub lora_up: &'a [u8],
+    pub lora_up: Cow<'a, [u8]>,
 }
 
 /// A W4A16 linear in Nunchaku's AWQ packing, group size 64. Stored row `d·chunks + s` is
@@ -88,7 +113,7 @@ pub struct AwqSource<'a> {
     /// bf16 `[k/64, n]`: `w = code · scale + zero`.
     pub wzeros: &'a [u8],
     /// bf16 `[n]`.
-    pub bias: &'a [u8],
+    pub bias: Cow<'a, [u8]>,
 }
 
 /// A low-rank update `B A` of the outputs `rows` of a linear, as a LoRA brings it.

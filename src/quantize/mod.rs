@@ -81,8 +81,8 @@ impl Block {
     }
 }
 
-/// Quantises the transformer in `input` (a diffusers pipeline folder, its `transformer` folder, or that one's
-/// safetensors file) to INT4 and writes `output`, one safetensors file in Nunchaku's format. `progress` is
+/// Quantises the transformer in `input` (a diffusers pipeline folder, its `transformer` folder, or a
+/// safetensors file in diffusers' or Black Forest Labs' names) to INT4 and writes `output`, one safetensors file in Nunchaku's format. `progress` is
 /// called after every linear. One linear at a time is in memory: FLUX.1's 12B parameters take under 2 GB.
 ///
 /// The same input and options give the same bytes.
@@ -223,10 +223,31 @@ fn copy(input: &Checkpoint, name: &str, shape: &[usize]) -> Result<Vec<u8>> {
     }
 }
 
+/// The config.json of a transformer that came without one.
+fn diffusers_config(config: &FluxConfig) -> Value {
+    json!({
+        "_class_name": "FluxTransformer2DModel",
+        "patch_size": 1,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "num_layers": config.num_layers,
+        "num_single_layers": config.num_single_layers,
+        "attention_head_dim": config.attention_head_dim,
+        "num_attention_heads": config.num_attention_heads,
+        "joint_attention_dim": config.joint_attention_dim,
+        "pooled_projection_dim": config.pooled_projection_dim,
+        "guidance_embeds": config.guidance_embeds,
+        "axes_dims_rope": config.axes_dims_rope,
+    })
+}
+
 /// What Nunchaku and ComfyUI want to know, as JSON texts.
 fn metadata(input: &Path, config: &FluxConfig, rank: usize) -> Result<[(&'static str, String); 4]> {
     let folder = if input.is_dir() { input } else { input.parent().unwrap_or(input) };
-    let diffusers: Value = read_json(&folder.join("config.json"))?;
+    let diffusers: Value = match read_json(&folder.join("config.json")) {
+        Err(Error::NotFound { .. }) => diffusers_config(config),
+        read => read?,
+    };
     let comfy = json!({
         "model_class": if config.guidance_embeds { "Flux" } else { "FluxSchnell" },
         "model_config": {

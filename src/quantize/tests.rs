@@ -96,11 +96,12 @@ fn dequantised(source: LinearSource<'_>) -> (Vec<f64>, Vec<f64>) {
         }
         LinearSource::Svdq(s) => {
             let (n, k) = (s.n, s.k);
-            let codes = unpack_codes(s.qweight, n, k);
-            let scales = unpack_wscales(s.wscales, n, k);
-            let smooth = unpack_vector(s.smooth);
-            let (down, up) = (unpack_lora_down(s.lora_down, k, s.rank), unpack_lora_up(s.lora_up, n, s.rank));
-            let mut bias: Vec<f64> = unpack_vector(s.bias).iter().map(|&b| b as f64).collect();
+            let codes = unpack_codes(&s.qweight, n, k);
+            let scales = unpack_wscales(&s.wscales, n, k);
+            let smooth = unpack_vector(&s.smooth);
+            let (down, up) =
+                (unpack_lora_down(&s.lora_down, k, s.rank), unpack_lora_up(&s.lora_up, n, s.rank));
+            let mut bias: Vec<f64> = unpack_vector(&s.bias).iter().map(|&b| b as f64).collect();
             let mut weight = vec![0.0; n * k];
             for row in 0..n {
                 for col in 0..k {

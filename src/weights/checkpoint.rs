@@ -111,7 +111,9 @@ impl Checkpoint {
         checkpoint.metadata.insert("config".into(), config.into());
         let shard = |block| Shard { path: path.into(), bytes: Bytes::Owned(block) };
         checkpoint.shards.extend(blocks.into_iter().map(shard));
-        let entry = |(name, dtype, shape, shard, range)| (name, Entry { shard, dtype, shape, range });
+        let entry = |(name, dtype, shape, shard, range): (String, _, _, _, _)| {
+            (name.clone(), Entry { stored: name, shard, dtype, shape, range })
+        };
         checkpoint.tensors.extend(tensors.into_iter().map(entry));
         checkpoint
     }
@@ -278,20 +280,21 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Adds `rows` of the first dimension of tensor `name` as a tensor of its own.
+    /// Adds `rows` of the first dimension of tensor `name` (`None`: all of it) as a tensor of its own.
     ///
     /// # Errors
     /// [`Error::BadFormat`] if it has no such rows, or `new` is there already.
-    pub(super) fn add_rows(&mut self, name: &str, new: String, rows: Range<usize>) -> Result<()> {
-        let entry = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
-        let count = entry.shape.first().copied().unwrap_or(0);
-        if rows.is_empty() || rows.end > count || !entry.range.len().is_multiple_of(count) {
-            return Err(self.bad(name, format!("has {count} rows, {rows:?} are expected")));
+    pub(super) fn add_rows(&mut self, name: &str, new: String, rows: Option<Range<usize>>) -> Result<()> {
+        let mut part = self.tensors.get(name).ok_or_else(|| self.missing(name))?.clone();
+        if let Some(rows) = rows {
+            let count = part.shape.first().copied().unwrap_or(0);
+            if rows.is_empty() || rows.end > count || !part.range.len().is_multiple_of(count) {
+                return Err(self.bad(name, format!("has shape {:?}, rows {rows:?} are expected", part.shape)));
+            }
+            let (start, size) = (part.range.start, part.range.len() / count);
+            part.range = start + rows.start * size..start + rows.end * size;
+            part.shape[0] = rows.len();
         }
-        let mut part = entry.clone();
-        let size = entry.range.len() / count;
-        part.shape[0] = rows.len();
-        part.range = entry.range.start + rows.start * size..entry.range.start + rows.end * size;
         self.insert(new, part)
     }
 
@@ -311,9 +314,9 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Forgets a tensor.
-    pub(super) fn remove(&mut self, name: &str) {
-        self.tensors.remove(name);
+    /// Keeps the tensors whose names `keep` wants.
+    pub(super) fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+        self.tensors.retain(|name, _| keep(name));
     }
 
     fn insert(&mut self, name: String, entry: Entry) -> Result<()> {

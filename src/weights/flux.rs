@@ -3,13 +3,14 @@
 mod config;
 mod dense;
 mod inventory;
+mod lite;
 mod svdq;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::path::Path;
 
-use super::{Checkpoint, Dtype};
+use super::{Checkpoint, Dtype, PartKind};
 use crate::ops::LinearSource;
 use crate::{Error, Result};
 pub use config::FluxConfig;
@@ -71,15 +72,17 @@ pub struct FluxWeights {
     config: FluxConfig,
     /// Largest rank of the low-rank branches; `None` for dense weights.
     rank: Option<usize>,
+    /// 4-bit layers under the names of diffusers' modules.
+    lite: bool,
 }
 
 impl FluxWeights {
-    /// Opens a Nunchaku INT4 file (or its older folder of two files), or a diffusers transformer: a folder with `config.json`.
-    /// A file says its config in its metadata, in a `config.json` beside it, or by its tensors.
+    /// Opens a transformer: a 4-bit file of Nunchaku's, INT4 or NVFP4 (or its older folder of two files, or a folder of
+    /// diffusers with 4-bit layers), or a dense one: a diffusers folder with `config.json`, or a file in diffusers' or
+    /// Black Forest Labs' names. A file says its config in its metadata, in a `config.json` beside it, or by its tensors.
     ///
     /// # Errors
-    /// Beside those of [`Checkpoint::open`]: a checkpoint of another model, a config that contradicts the tensors,
-    /// a precision other than dense and INT4.
+    /// Beside those of [`Checkpoint::open_part`]: a config that contradicts the tensors, or quantisation by another method.
     pub fn open(path: &Path) -> Result<Self> {
         Self::from_checkpoint(Checkpoint::open(path)?)
     }
@@ -89,10 +92,11 @@ impl FluxWeights {
     /// # Errors
     /// As [`FluxWeights::open`].
     pub fn from_checkpoint(checkpoint: Checkpoint) -> Result<Self> {
-        check_family(&checkpoint)?;
-        let rank = svdq::check_precision(&checkpoint)?;
+        let checkpoint = checkpoint.into_part(PartKind::Transformer)?;
+        let rank = svdq::check_quantization(&checkpoint)?;
         let config = FluxConfig::of(&checkpoint)?;
-        Ok(FluxWeights { checkpoint, config, rank })
+        let lite = checkpoint.names().any(|name| name.ends_with(".attn.to_q.qweight"));
+        Ok(FluxWeights { checkpoint, config, rank, lite })
     }
 
     /// Sizes of the network.
@@ -155,9 +159,10 @@ impl FluxWeights {
     }
 
     fn norms(&self, prefix: &str, [q, k]: [&str; 2]) -> Result<[Vec<f32>; 2]> {
-        let attn = if self.rank.is_some() { "" } else { "attn." };
         let read = |name| {
-            self.checkpoint.f32(&format!("{prefix}{attn}{name}.weight"), &[self.config.attention_head_dim])
+            let [short, long] = ["", "attn."].map(|attn| format!("{prefix}{attn}{name}.weight"));
+            let name = if self.checkpoint.get(&short).is_some() { short } else { long };
+            self.checkpoint.f32(&name, &[self.config.attention_head_dim])
         };
         Ok([read(q)?, read(k)?])
     }
@@ -192,28 +197,4 @@ impl FluxWeights {
             }
         }
     }
-}
-
-/// The blocks that make a FLUX transformer, under diffusers' names.
-pub(super) fn is_flux(checkpoint: &Checkpoint) -> bool {
-    let any = |prefix| checkpoint.names().any(|name| name.starts_with(prefix));
-    any("transformer_blocks.") && any("single_transformer_blocks.")
-}
-
-fn check_family(checkpoint: &Checkpoint) -> Result<()> {
-    if is_flux(checkpoint) {
-        return Ok(());
-    }
-    let any = |prefix| checkpoint.names().any(|name| name.starts_with(prefix));
-    let path = checkpoint.path().to_owned();
-    if any("double_blocks.") || any("model.diffusion_model.double_blocks.") {
-        let what =
-            "FLUX in its original names (double_blocks) cannot be read: convert it to diffusers' layout";
-        return Err(Error::Unsupported(format!("{}: {what}", path.display())));
-    }
-    let found = checkpoint.names().next().map_or("no tensors".into(), |name| format!("`{name}` ..."));
-    let what = format!(
-        "no FLUX transformer: `transformer_blocks.*` and `single_transformer_blocks.*` are expected, found {found}"
-    );
-    Err(Error::WrongModel { path, what })
 }

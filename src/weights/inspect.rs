@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::flux::{FluxConfig, is_flux};
-use super::{Checkpoint, Dtype, PipelineFolder, Tensor};
+use super::flux::FluxConfig;
+use super::{Checkpoint, Dtype, PartKind, PipelineFolder, Tensor};
 use crate::Result;
 
 /// A checkpoint, or the parts of a pipeline folder. Displays as a few lines for people.
@@ -13,18 +13,20 @@ use crate::Result;
 pub struct Summary {
     /// What was inspected.
     pub path: PathBuf,
-    /// One, or all parts of a pipeline.
+    /// One, or all parts of a pipeline or of an all-in-one file.
     pub parts: Vec<Part>,
 }
 
-/// One checkpoint.
+/// One network.
 #[derive(Clone, Debug)]
 pub struct Part {
     /// A file or a folder.
     pub path: PathBuf,
+    /// Which one, if it is of a kind that this library knows.
+    pub kind: Option<PartKind>,
     /// Sizes of the network, if it is a FLUX transformer.
     pub flux: Option<FluxConfig>,
-    /// `INT4`, `NVFP4`, or the types of the elements.
+    /// `INT4`, `NVFP4`, `INT4 (AWQ)`, or the types of the elements.
     pub precision: String,
     /// Ranks of the low-rank branches; empty without such.
     pub ranks: BTreeSet<usize>,
@@ -46,24 +48,33 @@ pub struct Amount {
 /// # Errors
 /// Those of [`Checkpoint::open`] and [`PipelineFolder::open`]; a FLUX config that contradicts its tensors.
 pub fn inspect(path: &Path) -> Result<Summary> {
-    let paths = match path.join("model_index.json").exists() {
+    let parts = match path.join("model_index.json").exists() {
         true => {
             let folder = PipelineFolder::open(path)?;
+            let of = |path: &Path, kind| Part::of(&Checkpoint::open_part(path, kind)?, Some(kind));
             vec![
-                folder.transformer().to_owned(),
-                folder.text_encoder(),
-                folder.text_encoder_2(),
-                folder.vae(),
+                of(folder.transformer(), PartKind::Transformer)?,
+                of(&folder.text_encoder(), PartKind::Clip)?,
+                of(&folder.text_encoder_2(), PartKind::T5)?,
+                of(&folder.vae(), PartKind::Vae)?,
             ]
         }
-        false => vec![path.to_owned()],
+        false => {
+            let file = Checkpoint::open(path)?;
+            match &file.parts()[..] {
+                [] => vec![Part::of(&file, None)?],
+                kinds => kinds
+                    .iter()
+                    .map(|&kind| Part::of(&Checkpoint::open_part(path, kind)?, Some(kind)))
+                    .collect::<Result<_>>()?,
+            }
+        }
     };
-    let parts = paths.iter().map(|path| Part::of(&Checkpoint::open(path)?)).collect::<Result<_>>()?;
     Ok(Summary { path: path.into(), parts })
 }
 
 impl Part {
-    fn of(checkpoint: &Checkpoint) -> Result<Part> {
+    fn of(checkpoint: &Checkpoint, part: Option<PartKind>) -> Result<Part> {
         let mut kinds = BTreeMap::<_, Amount>::new();
         let mut dtypes = BTreeSet::new();
         let mut ranks = BTreeSet::new();
@@ -77,15 +88,19 @@ impl Part {
             }
         }
         let is_fp4 = |t: Tensor<'_>| t.name.ends_with(".wscales") && t.dtype == Dtype::F8_E4M3;
+        let packed = |t: Tensor<'_>| t.name.ends_with(".qweight");
         let precision = if checkpoint.tensors().any(is_fp4) {
             "NVFP4".to_owned()
-        } else if checkpoint.names().any(|name| name.ends_with(".qweight")) {
+        } else if checkpoint.tensors().any(|t| packed(t) && t.dtype == Dtype::I16) {
+            "INT4 (AWQ)".to_owned()
+        } else if checkpoint.tensors().any(packed) {
             "INT4".to_owned()
         } else {
             dtypes.into_iter().collect::<Vec<_>>().join(", ")
         };
-        let flux = if is_flux(checkpoint) { Some(FluxConfig::of(checkpoint)?) } else { None };
-        Ok(Part { path: checkpoint.path().into(), flux, precision, ranks, kinds })
+        let is_flux = part == Some(PartKind::Transformer);
+        let flux = if is_flux { Some(FluxConfig::of(checkpoint)?) } else { None };
+        Ok(Part { path: checkpoint.path().into(), kind: part, flux, precision, ranks, kinds })
     }
 
     /// All tensors.
@@ -102,6 +117,7 @@ fn kind(checkpoint: &Checkpoint, tensor: &Tensor<'_>) -> &'static str {
     let (layer, suffix) = tensor.name.rsplit_once('.').unwrap_or(("", tensor.name));
     match (checkpoint.get(&format!("{layer}.qweight")).map(|q| q.dtype), suffix) {
         (Some(Dtype::I32), _) => "4-bit modulation",
+        (Some(Dtype::I16), _) => "4-bit linears",
         (Some(_), "qweight") => "4-bit codes",
         (Some(_), "wscales") => "scales of the codes",
         (Some(_), "lora_down" | "lora_up") => "low-rank branches",
@@ -112,8 +128,10 @@ fn kind(checkpoint: &Checkpoint, tensor: &Tensor<'_>) -> &'static str {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.parts.len() > 1 {
-            writeln!(f, "{}: FLUX.1 pipeline", self.path.display())?;
+        match self.path.is_dir() {
+            _ if self.parts.len() < 2 => {}
+            true => writeln!(f, "{}: FLUX.1 pipeline", self.path.display())?,
+            false => writeln!(f, "{}: {} networks in one file", self.path.display(), self.parts.len())?,
         }
         self.parts.iter().try_for_each(|part| part.fmt(f))
     }
@@ -137,6 +155,14 @@ impl fmt::Display for Part {
                 c.in_channels,
                 c.out_channels
             )?;
+            if c.in_channels != c.out_channels {
+                writeln!(
+                    f,
+                    "  its latents carry an image beside the noise, which `generate` cannot make yet"
+                )?;
+            }
+        } else if let Some(kind) = self.kind {
+            writeln!(f, "  {kind}")?;
         }
         write!(f, "  {}", self.precision)?;
         match self.ranks.iter().map(usize::to_string).collect::<Vec<_>>().join(", ") {

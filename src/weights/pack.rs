@@ -10,14 +10,18 @@
 
 mod awq;
 mod codes;
+mod fp4;
 mod low_rank;
+mod svdq;
 #[cfg(test)]
 mod tests;
 mod vector;
 
 pub use awq::{pack_awq_codes, unpack_awq, unpack_awq_codes};
 pub use codes::{pack_codes, unpack_codes};
+pub use fp4::{E2M1, pack_fp4_scales, unpack_fp4_scales};
 pub use low_rank::{pack_lora_down, pack_lora_up, unpack_lora_down, unpack_lora_up};
+pub use svdq::{Unpacked, unpack_svdq};
 pub use vector::{pack_vector, pack_wscales, unpack_vector, unpack_wscales};
 
 use half::bf16;

@@ -6,6 +6,9 @@
     wq [N, K]  ws [N, K/64]  b [N]  s [K]  down [R, K]  up [N, R]          the same, logical
     x [M, K]  xq [M, K]  xs [M, K/64]  lora [M, R]  y [M, N]               an input, its codes and scales, the output
 
+`fp4.*` is an NVFP4 one, [256, 192] with rank 16: `wscales` are e4m3 codes of groups of 16, `wq` e2m1 codes, `ws` [N, K/16],
+`wc` [N] scales of channels, in y but not in ws; xq the values of the e2m1 codes of x, xs [M, K/16].
+
 `unsigned.x` is the output of a GELU: the quantiser sees x + 0.171875, and its codes are 0..15.
 
 `awq3.*` and `awq6.*` are modulation linears [48, 128] of 3 and 6 chunks:
@@ -146,6 +149,74 @@ def svdq(rng, n, k, rank, rows, unsigned):
     return packed, codes, logical
 
 
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+E4M3 = torch.arange(127, dtype=torch.int32).to(torch.uint8).view(torch.float8_e4m3fn).float().numpy()
+
+
+def nearest(values, numbers):
+    """Index of the number that is nearest to each value, none of them negative; ties go to the even one."""
+    above = np.clip(np.searchsorted(numbers, values), 1, len(numbers) - 1)
+    low, high = values - numbers[above - 1], numbers[above] - values
+    return np.where((low < high) | ((low == high) & (above % 2 == 1)), above - 1, above)
+
+
+def quantise_fp4(x, smooth):
+    """Values of the codes, scales, and where they would depend on details of rounding that devices may choose."""
+    values, scales, fragile = [], [], np.zeros((len(x), x.shape[1] // 16, 16), bool)
+    exact = (x / smooth).reshape(len(x), -1, 16)
+    for v in bf16(exact), exact:
+        unrounded = np.minimum(np.abs(v).max(2, keepdims=True) / np.float32(6), 448)
+        scales.append(E4M3[nearest(unrounded, E4M3)])
+        ratio = np.abs(v) / np.where(unrounded == 0, np.float32(1), unrounded)
+        values.append(np.sign(v) * E2M1[nearest(ratio, E2M1)])
+        middles = (E2M1[1:] + E2M1[:-1]) / 2
+        fragile |= (np.abs(ratio[..., None] - middles) < 0.02).any(3)
+    fragile |= (values[0] != values[1]) | (scales[0] != scales[1])
+    return values[0].reshape(x.shape), scales[0][..., 0], fragile.reshape(x.shape)
+
+
+def pack_fp4_scales(ws):
+    rows, groups = ws.shape
+    n, g = grid(rows, groups)
+    tile = n // 128 * (groups // 4) + g // 4
+    return scatter(ws, (tile * 128 + n % 8 * 16 + n % 32 // 8 * 4 + n % 128 // 32) * 4 + g % 4).reshape(groups, rows)
+
+
+def fp4(rng, n, k, rank, rows):
+    wq = rng.integers(0, 16, (n, k))
+    ws = rng.integers(0x28, 0x50, (n, k // 16)).astype(np.uint8)
+    wc = bf16(rng.uniform(0.5, 1.5, n) * 0.1 / k**0.5)
+    smooth = bf16(rng.uniform(0.4, 2.5, k))
+    bias = bf16(rng.normal(0, 0.3, n))
+    down = bf16(rng.normal(0, 1, (rank, k)) / k**0.5)
+    up = bf16(rng.normal(0, 1, (n, rank)) / rank**0.5)
+
+    def draw():
+        v = rng.normal(0, 1.5, (rows, k))
+        v[0, 16:32] = 0  # a group without a scale
+        return bf16(v)
+
+    x = draw()
+    while (fragile := quantise_fp4(x, smooth)[2]).any():
+        x = np.where(fragile, draw(), x)
+    xq, xs, _ = quantise_fp4(x, smooth)
+
+    lora = x.astype(np.float64) @ down.astype(np.float64).T
+    dequantised_x = xq.astype(np.float64) * np.repeat(xs.astype(np.float64), 16, 1)
+    levels = np.concatenate([E2M1, -E2M1]).astype(np.float64)
+    dequantised_w = levels[wq] * np.repeat(E4M3[ws].astype(np.float64), 16, 1) * wc[:, None]
+    y = dequantised_x @ dequantised_w.T + lora @ up.astype(np.float64).T + bias
+    packed = {
+        "bias": pack_vector(bias),
+        "smooth": pack_vector(smooth),
+        "lora_down": pack_lora_down(down),
+        "lora_up": pack_lora_up(up),
+    }
+    codes = {"qweight": pack_qweight(wq), "wscales": pack_fp4_scales(ws), "wq": wq.astype(np.int8)}
+    logical = {"ws": E4M3[ws], "wc": wc, "b": bias, "s": smooth, "down": down, "up": up}
+    return packed, codes, logical | {"x": x, "xq": xq, "xs": xs, "lora": lora, "y": y}
+
+
 def awq(rng, n, k, chunks, rows):
     codes = rng.integers(0, 16, (n, k))
     scales = bf16(rng.uniform(0.5, 1.5, (k // GROUP, n)) * 0.2 / k**0.5)
@@ -170,6 +241,7 @@ def make():
         "unsigned": svdq(rng, 128, 256, 16, 5, unsigned=True),
         "awq3": awq(rng, 48, 128, 3, 4),
         "awq6": awq(rng, 48, 128, 6, 4),
+        "fp4": fp4(rng, 256, 192, 16, 5),
     }
     tensors = {}
     for layer, (packed, codes, logical) in layers.items():

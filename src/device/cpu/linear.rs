@@ -6,10 +6,10 @@ use super::gemm::{Epilogue, IntPanels, IntRows, Panels, Target, Tile, product};
 use super::low_rank::{Branch, LowRank};
 use super::norm::{NormRows, RowNorm};
 use super::pool::{Disjoint, Pool};
-use super::quantize::{Quantize, Quantizer, Smooth};
+use super::quantize::{Quantize, Quantizer, Smooth, fake_quantise_fp4};
 use super::simd::{Level, MAX_ROWS};
-use crate::ops::{Activation, DenseSource, LowRankSource, Profile, Storage, SvdqSource};
-use crate::weights::pack;
+use crate::ops::{Activation, Codes, DenseSource, LowRankSource, Profile, Storage, SvdqSource};
+use crate::weights::pack::{self, Unpacked};
 
 /// The weights of a linear.
 pub struct Linear {
@@ -53,27 +53,28 @@ impl Linear {
 
     pub(super) fn svdq(on: (Level, &Pool), profile: Profile, source: &SvdqSource<'_>) -> Linear {
         let SvdqSource { n, k, rank, unsigned, .. } = *source;
-        let quantizer = Quantizer { profile, smooth: pack::unpack_vector(source.smooth), unsigned };
-        let mut codes = pack::unpack_codes(source.qweight, n, k);
-        let mut scales = pack::unpack_wscales(source.wscales, n, k);
-        let (block, zero) = (quantizer.block(), quantizer.zero());
-        let weights = if profile == Profile::W4A16 {
-            let weights = dequantize(on.1, &codes, &scales, k);
+        let fp4 = source.codes != Codes::Int4;
+        let quantizer = Quantizer { profile, smooth: pack::unpack_vector(&source.smooth), unsigned, fp4 };
+        let mut unpacked = Unpacked::of(source);
+        let weights = if quantizer.is_float() {
+            let mut weights = vec![0.0; n * k];
+            on.1.chunks(&mut weights, k, |row, weights| unpacked.row(row, weights));
             Weights::Float(Panels::pack(on, [n, k], Storage::F32, &weights))
         } else {
+            let (block, zero) = (quantizer.block(), quantizer.zero());
             if profile == Profile::W4A8 {
-                scales = fold(on.1, &mut codes, &scales, k).repeat(k.div_ceil(block));
+                unpacked.scales = fold(on.1, &mut unpacked, k).repeat(k.div_ceil(block));
             }
-            Weights::Int(IntPanels::pack(on, k, block, zero, &codes, &scales))
+            Weights::Int(IntPanels::pack(on, k, block, zero, &unpacked.codes, &unpacked.scales))
         };
         let low_rank = (rank > 0).then(|| {
-            let down = pack::unpack_lora_down(source.lora_down, k, rank);
-            let up = pack::unpack_lora_up(source.lora_up, n, rank);
+            let down = pack::unpack_lora_down(&source.lora_down, k, rank);
+            let up = pack::unpack_lora_up(&source.lora_up, n, rank);
             let storage = Storage::Bf16;
             LowRank::new(on, &LowRankSource { n, k, rows: 0..n, rank, down, up, bias: vec![], storage })
         });
         let svdq = Svdq { quantizer, low_rank };
-        Linear { n, k, bias: pack::unpack_vector(source.bias), weights, svdq: Some(svdq) }
+        Linear { n, k, bias: pack::unpack_vector(&source.bias), weights, svdq: Some(svdq) }
     }
 
     /// Makes the rows `x` ready: `norm`, the low-rank branches and the quantiser.
@@ -88,7 +89,7 @@ impl Linear {
         let branches = self.branches(updates);
         let rank = branches.last().map_or(0, |last| last.start + last.weights.width());
         let quantizer = self.svdq.as_ref().map(|svdq| &svdq.quantizer);
-        let float = quantizer.is_none_or(|q| q.profile == Profile::W4A16);
+        let float = quantizer.is_none_or(|q| q.is_float());
         let blocks = quantizer.map_or(0, |q| k.div_ceil(q.block()));
         let mut lora = vec![0.0; rows * rank];
         let mut ready = vec![0.0; if float { rows * k } else { 0 }];
@@ -117,7 +118,11 @@ impl Linear {
                 }
                 branches.iter().for_each(|b| b.project(level, k, h, lora, rank));
                 if float {
-                    return level.run(Smooth { quantizer, from: h, to: ready });
+                    level.run(Smooth { quantizer, from: h, to: &mut *ready });
+                    if quantizer.profile == Profile::W4A4 {
+                        fake_quantise_fp4(ready);
+                    }
+                    return;
                 }
                 let mut smoothed = vec![0.0; h.len()];
                 level.run(Smooth { quantizer, from: h, to: &mut smoothed });
@@ -172,40 +177,26 @@ impl Linear {
     }
 }
 
-/// Channels that share a scale of the weights.
-const GROUP: usize = 64;
-
-/// The weights `[n, k]` of codes and group scales `[k/64, n]`.
-fn dequantize(pool: &Pool, codes: &[i8], scales: &[f32], k: usize) -> Vec<f32> {
-    let n = codes.len() / k;
-    let mut weights = vec![0.0; codes.len()];
-    pool.chunks(&mut weights, k, |row, weights| {
-        let groups = weights.chunks_mut(GROUP).zip(codes[row * k..][..k].chunks(GROUP));
-        for (g, (weights, codes)) in groups.enumerate() {
-            let scale = scales[g * n + row];
-            weights.iter_mut().zip(codes).for_each(|(w, &c)| *w = f32::from(c) * scale);
-        }
-    });
-    weights
-}
-
-/// Turns 4-bit codes with group scales `[k/64, n]` into int8 codes with one scale a row, `absmax / 127`.
-fn fold(pool: &Pool, codes: &mut [i8], scales: &[f32], k: usize) -> Vec<f32> {
-    let n = codes.len() / k;
+/// Turns 4-bit codes into int8 codes with one scale a row, `absmax / 127`.
+fn fold(pool: &Pool, weights: &mut Unpacked, k: usize) -> Vec<f32> {
+    let n = weights.codes.len() / k;
+    let Unpacked { codes, scales, levels, group, .. } = weights;
+    let (levels, group) = (&*levels, *group);
+    let level = |code: i8| levels[usize::from(code as u8 & 15)];
     let mut folded = vec![0.0; n];
     let folded_rows = Disjoint::new(&mut folded);
     pool.chunks(codes, k, |row, codes| {
         let scale = |g: usize| scales[g * n + row];
-        let largest = codes.chunks(GROUP).enumerate().fold(0.0f32, |max, (g, codes)| {
-            let code = codes.iter().map(|c| c.unsigned_abs()).max().unwrap_or(0);
-            max.max((f32::from(code) * scale(g)).abs())
+        let largest = codes.chunks(group).enumerate().fold(0.0f32, |max, (g, codes)| {
+            let code = codes.iter().fold(0.0f32, |max, &c| max.max(level(c).abs()));
+            max.max((code * scale(g)).abs())
         });
         let row_scale = largest / 127.0;
-        for (g, codes) in codes.chunks_mut(GROUP).enumerate() {
+        for (g, codes) in codes.chunks_mut(group).enumerate() {
             // A row of zeros gives 0/0, which is stored as 0.
-            let of = |code: usize| ((code as f32 - 8.0) * scale(g) / row_scale).round_ties_even() as i8;
+            let of = |code: usize| (levels[code] * scale(g) / row_scale).round_ties_even() as i8;
             let table: [i8; 16] = std::array::from_fn(of);
-            codes.iter_mut().for_each(|c| *c = table[(*c + 8) as usize & 15]);
+            codes.iter_mut().for_each(|c| *c = table[usize::from(*c as u8 & 15)]);
         }
         // SAFETY: this row's scale is this task's alone.
         unsafe { folded_rows.slice(row..row + 1) }.fill(row_scale);

@@ -12,9 +12,20 @@ pub(super) struct Quantizer {
     pub(super) smooth: Vec<f32>,
     /// The input is shifted first, and its codes have no sign.
     pub(super) unsigned: bool,
+    /// The weights are NVFP4, and so are the codes of W4A4.
+    pub(super) fp4: bool,
 }
 
 impl Quantizer {
+    /// Whether the linear multiplies floats: nothing is quantised, or to codes that are no integers.
+    pub(super) fn is_float(&self) -> bool {
+        match self.profile {
+            Profile::W4A4 => self.fp4,
+            Profile::W4A8 => false,
+            Profile::W4A16 => true,
+        }
+    }
+
     /// Channels that share a scale.
     pub(super) fn block(&self) -> usize {
         match self.profile {
@@ -113,5 +124,75 @@ impl Kernel for Quantize<'_> {
                 }
             }
         }
+    }
+}
+
+/// Replaces smoothed activations by what their NVFP4 codes stand for: in groups of 16, `s = min(absmax/6, 448)` of bf16
+/// values, each `e4m3(s) · e2m1(v / s)`, both rounded to nearest even and saturated.
+pub(super) fn fake_quantise_fp4(smoothed: &mut [f32]) {
+    for group in smoothed.chunks_mut(16) {
+        let mut largest = 0.0f32;
+        for v in &mut *group {
+            *v = half::bf16::from_f32(*v).to_f32();
+            largest = largest.max(v.abs());
+        }
+        let scale = (largest * (1.0 / 6.0)).min(448.0);
+        let (inverse, stored) = (if scale > 0.0 { 1.0 / scale } else { 0.0 }, round_e4m3(scale));
+        for v in group {
+            *v = round_e2m1(*v * inverse) * stored;
+        }
+    }
+}
+
+/// The nearest e4m3 number of a scale from 0 to 448, ties to even.
+fn round_e4m3(scale: f32) -> f32 {
+    // Between 2^e and 2^(e+1) the step is 2^(e-3); below 2^-6 it stays 2^-9.
+    let exponent = (scale.to_bits() >> 23).max(127 - 6);
+    let step = f32::from_bits((exponent - 3) << 23);
+    (scale / step).round_ties_even() * step
+}
+
+/// The nearest e2m1 number, ties to even.
+fn round_e2m1(v: f32) -> f32 {
+    let step = match v.abs() {
+        v if v < 2.0 => 0.5,
+        v if v < 4.0 => 1.0,
+        _ => 2.0,
+    };
+    ((v / step).round_ties_even() * step).clamp(-6.0, 6.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::float::E4M3;
+    use crate::weights::pack::E2M1;
+
+    /// Of two neighbours, the middle goes to the one with the even code, and all else to the nearer one.
+    fn check(numbers: &[f32], round: fn(f32) -> f32) {
+        for (code, pair) in numbers.windows(2).enumerate() {
+            let (low, high) = (pair[0], pair[1]);
+            let middle = (low + high) / 2.0;
+            assert_eq!((round(low), round(high)), (low, high));
+            assert_eq!(round(middle), if code % 2 == 0 { low } else { high }, "between {low} and {high}");
+            assert_eq!((round(middle.next_down()), round(middle.next_up())), (low, high));
+        }
+    }
+
+    #[test]
+    fn rounds_to_nearest_even() {
+        check(&E4M3[..0x7f], round_e4m3);
+        check(&E2M1[..8], round_e2m1);
+        assert_eq!((round_e2m1(100.0), round_e2m1(-7.0), round_e2m1(-0.7)), (6.0, -6.0, -0.5));
+    }
+
+    #[test]
+    fn groups_of_zeros_and_of_large_values_stay_finite() {
+        let mut values = [0.0; 32];
+        values[16..].fill(1e30);
+        values[31] = -1e30;
+        fake_quantise_fp4(&mut values);
+        assert!(values[..16].iter().all(|&v| v == 0.0));
+        assert!(values[16..31].iter().all(|&v| v == 6.0 * 448.0) && values[31] == -6.0 * 448.0);
     }
 }

@@ -1,13 +1,18 @@
-//! Layers of Nunchaku's 4-bit layout.
+//! 4-bit layers: Nunchaku's fused ones, and those of diffusers' modules ([`super::lite`]).
 
 use serde::Deserialize;
 
-use super::{Checkpoint, DOUBLE_CHUNKS, Dtype, Error, FluxWeights, Part, Result, SINGLE_CHUNKS, Stream};
-use crate::ops::{AwqSource, LinearSource, SvdqSource};
-use crate::weights::parse_json;
+use super::{
+    Checkpoint, DOUBLE_CHUNKS, Dtype, Error, FluxWeights, Part, Result, SINGLE_CHUNKS, Stream, lite,
+};
+use crate::ops::{AwqSource, Codes, LinearSource, SvdqSource};
+use crate::weights::float::{E4M3, decode};
+use crate::weights::{Tensor, pack, parse_json};
 
-/// Channels that share a scale.
+/// Channels that share a scale in INT4 and AWQ.
 pub(super) const GROUP: usize = 64;
+/// NVFP4's.
+const FP4_GROUP: usize = 16;
 
 /// Name of a linear inside a double block.
 pub(super) fn double_name(stream: Stream, part: Part) -> &'static str {
@@ -40,11 +45,17 @@ pub(super) fn double<'a>(
     stream: Stream,
     part: Part,
 ) -> Result<LinearSource<'a>> {
+    if w.lite {
+        return lite::double(w, prefix, stream, part);
+    }
     layer(w, prefix, |part| double_name(stream, part), part, DOUBLE_CHUNKS)
 }
 
 /// A linear of a single block.
 pub(super) fn single<'a>(w: &'a FluxWeights, prefix: &str, part: Part) -> Result<LinearSource<'a>> {
+    if w.lite {
+        return lite::single(w, prefix, part);
+    }
     layer(w, prefix, single_name, part, SINGLE_CHUNKS)
 }
 
@@ -63,35 +74,70 @@ fn layer<'a>(
     let name = format!("{prefix}{}", name_of(part));
     match part {
         Part::Modulation => awq(&w.checkpoint, &name, shape, chunks).map(LinearSource::Awq),
-        _ => svdq(&w.checkpoint, &name, shape, part == Part::Fc2).map(LinearSource::Svdq),
+        _ => {
+            let source = svdq(&w.checkpoint, &name, shape)?;
+            let unsigned = part == Part::Fc2 && source.codes == Codes::Int4;
+            Ok(LinearSource::Svdq(SvdqSource { unsigned, ..source }))
+        }
     }
 }
 
-fn svdq<'a>(
-    checkpoint: &'a Checkpoint,
-    name: &str,
-    [n, k]: [usize; 2],
-    unsigned: bool,
-) -> Result<SvdqSource<'a>> {
+/// The SVDQuant linear `name`, its input signed.
+pub(super) fn svdq<'a>(checkpoint: &'a Checkpoint, name: &str, [n, k]: [usize; 2]) -> Result<SvdqSource<'a>> {
     if !n.is_multiple_of(128) || !k.is_multiple_of(GROUP) {
         let what = format!("is of a linear [{n}, {k}], 4-bit linears are multiples of [128, {GROUP}]");
         return Err(checkpoint.bad(&format!("{name}.qweight"), what));
     }
-    let bf16 =
-        |suffix: &str, shape: &[usize]| checkpoint.bytes(&format!("{name}.{suffix}"), Dtype::BF16, shape);
+    let bytes =
+        |suffix: &str, dtype, shape: &[usize]| checkpoint.bytes(&format!("{name}.{suffix}"), dtype, shape);
+    let bf16 = |suffix: &str, shape: &[usize]| bytes(suffix, Dtype::BF16, shape);
     let rank = rank(checkpoint, name)?;
+    let scales = format!("{name}.wscales");
+    let fp4 = checkpoint.get(&scales).is_some_and(|tensor| tensor.dtype == Dtype::F8_E4M3);
+    let (codes, wscales) = match fp4 {
+        false => (Codes::Int4, bf16("wscales", &[k / GROUP, n])?),
+        true => {
+            let wscales = bytes("wscales", Dtype::F8_E4M3, &[k / FP4_GROUP, n])?;
+            if wscales.iter().any(|&code| E4M3[usize::from(code)].is_nan()) {
+                return Err(checkpoint.bad(&scales, "has values that are not numbers"));
+            }
+            (Codes::Fp4 { channel_scales: channel_scales(checkpoint, name, n)? }, wscales)
+        }
+    };
     Ok(SvdqSource {
         n,
         k,
         rank,
-        unsigned,
-        qweight: checkpoint.bytes(&format!("{name}.qweight"), Dtype::I8, &[n, k / 2])?,
-        wscales: bf16("wscales", &[k / GROUP, n])?,
-        bias: bf16("bias", &[n])?,
-        smooth: bf16("smooth", &[k])?,
-        lora_down: if rank > 0 { bf16("lora_down", &[k, rank])? } else { &[] },
-        lora_up: if rank > 0 { bf16("lora_up", &[n, rank])? } else { &[] },
+        unsigned: false,
+        codes,
+        qweight: bytes("qweight", Dtype::I8, &[n, k / 2])?.into(),
+        wscales: wscales.into(),
+        bias: bf16("bias", &[n])?.into(),
+        smooth: bf16("smooth", &[k])?.into(),
+        lora_down: if rank > 0 { bf16("lora_down", &[k, rank])? } else { &[] }.into(),
+        lora_up: if rank > 0 { bf16("lora_up", &[n, rank])? } else { &[] }.into(),
     })
+}
+
+/// `wtscale · wcscales[channel]`; what is not there is 1.
+fn channel_scales(checkpoint: &Checkpoint, name: &str, n: usize) -> Result<Vec<f32>> {
+    let tensor_scale = format!("{name}.wtscale");
+    let all = match checkpoint.get(&tensor_scale) {
+        None => 1.0,
+        Some(tensor) => match decode(tensor.dtype, tensor.bytes).as_deref() {
+            Some(&[value]) if value.is_finite() => value,
+            _ => {
+                let what = format!("is {} {:?}; one finite number is expected", tensor.dtype, tensor.shape);
+                return Err(checkpoint.bad(&tensor_scale, what));
+            }
+        },
+    };
+    let channels = format!("{name}.wcscales");
+    if checkpoint.get(&channels).is_none() {
+        return Ok(vec![all; n]);
+    }
+    let scales = pack::unpack_vector(checkpoint.bytes(&channels, Dtype::BF16, &[n])?);
+    Ok(scales.into_iter().map(|scale| all * scale).collect())
 }
 
 /// Columns of `lora_down`; a linear without either factor has no branch.
@@ -110,7 +156,8 @@ fn rank(checkpoint: &Checkpoint, name: &str) -> Result<usize> {
     }
 }
 
-fn awq<'a>(
+/// The AWQ linear `name`, its rows stored in so many interleaved chunks.
+pub(super) fn awq<'a>(
     checkpoint: &'a Checkpoint,
     name: &str,
     [n, k]: [usize; 2],
@@ -130,7 +177,7 @@ fn awq<'a>(
         qweight: checkpoint.bytes(&format!("{name}.qweight"), Dtype::I32, &[n / 4, k / 2])?,
         wscales: bf16("wscales", &[k / GROUP, n])?,
         wzeros: bf16("wzeros", &[k / GROUP, n])?,
-        bias: bf16("bias", &[n])?,
+        bias: bf16("bias", &[n])?.into(),
     })
 }
 
@@ -138,38 +185,24 @@ fn awq<'a>(
 #[derive(Deserialize)]
 struct Quantization {
     method: String,
-    weight: Weight,
     rank: Option<usize>,
 }
 
-#[derive(Deserialize)]
-struct Weight {
-    dtype: String,
-    group_size: usize,
-}
-
-/// The largest rank of a 4-bit checkpoint, `None` if it holds no 4-bit weights.
+/// The largest rank of a 4-bit checkpoint, `None` if it holds no 4-bit weights. What the weights are, the tensors say;
+/// the metadata must not contradict them.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for 4-bit weights other than INT4 in groups of 64, and [`Error::BadFormat`] if the
-/// metadata contradicts the tensors.
-pub(super) fn check_precision(checkpoint: &Checkpoint) -> Result<Option<usize>> {
+/// [`Error::Unsupported`] for another method, and [`Error::BadFormat`] if the metadata contradicts the tensors.
+pub(super) fn check_quantization(checkpoint: &Checkpoint) -> Result<Option<usize>> {
     let path = checkpoint.path();
-    let unsupported = |what: String| Err(Error::Unsupported(format!("{}: {what}", path.display())));
     let stated: Option<Quantization> = match checkpoint.metadata("quantization_config") {
         Some(text) => Some(parse_json(path, "quantization_config", text)?),
         None => None,
     };
-    let is_fp4 = |t: super::super::Tensor<'_>| t.name.ends_with(".wscales") && t.dtype == Dtype::F8_E4M3;
-    if let Some(tensor) = checkpoint.tensors().find(|&t| is_fp4(t)) {
-        return unsupported(format!("NVFP4 weights (`{}`) cannot be run yet, only INT4", tensor.name));
-    }
-    if let Some(Quantization { method, weight: Weight { dtype, group_size }, .. }) = &stated
-        && (method.as_str(), dtype.as_str(), *group_size) != ("svdquant", "int4", GROUP)
+    if let Some(Quantization { method, .. }) = &stated
+        && !["svdquant", "nunchaku_lite"].contains(&method.as_str())
     {
-        return unsupported(format!(
-            "{method} with {dtype} in groups of {group_size} cannot be run, only svdquant with int4 in groups of {GROUP}"
-        ));
+        return Err(Error::Unsupported(format!("{}: {method} cannot be run, only svdquant", path.display())));
     }
     if !checkpoint.names().any(|name| name.ends_with(".qweight")) {
         return match stated {
@@ -180,11 +213,12 @@ pub(super) fn check_precision(checkpoint: &Checkpoint) -> Result<Option<usize>> 
             None => Ok(None),
         };
     }
-    let columns = |t: super::super::Tensor<'_>| t.shape.last().copied().unwrap_or(0);
-    let found =
-        checkpoint.tensors().filter(|t| t.name.ends_with(".lora_down")).map(columns).max().unwrap_or(0);
+    let columns = |t: Tensor<'_>| t.shape.last().copied().unwrap_or(0);
+    let ranks: Vec<usize> =
+        checkpoint.tensors().filter(|t| t.name.ends_with(".lora_down")).map(columns).collect();
+    let found = ranks.iter().copied().max().unwrap_or(0);
     match stated.and_then(|q| q.rank) {
-        Some(rank) if rank != found => Err(Error::format(
+        Some(rank) if rank != found && !ranks.contains(&rank) => Err(Error::format(
             path,
             format!("`quantization_config`: `rank` is {rank}, the tensors are of rank {found}"),
         )),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use half::bf16;
 
 use super::*;
-use crate::ops::Storage;
+use crate::ops::{Codes, Storage};
 use crate::weights::pack;
 use crate::weights::testing::{TempDir, safetensors};
 
@@ -209,6 +209,8 @@ fn what_does_not_fit_is_refused() {
         vec![("config", config.to_string())]
     };
     let plain = vec![config.clone()];
+    // The tensors of an NVFP4 file.
+    let fp4 = vec![config.clone(), ("fp4", String::new())];
     let meta = |text: &str| vec![config.clone(), ("quantization_config", text.to_owned())];
     type Change = fn(&mut Tensors);
     type Case<'a> = (Vec<(&'a str, String)>, Change, &'a str);
@@ -220,8 +222,8 @@ fn what_does_not_fit_is_refused() {
         (plain.clone(), |t| t.retain(|t| t.0 != "transformer_blocks.0.mlp_fc1.lora_down"), "mlp_fc1.lora_down` is missing"),
         (plain.clone(), |t| t.retain(|t| t.0 != "transformer_blocks.0.mlp_fc1.lora_up"), "mlp_fc1.lora_up` is missing"),
         (plain.clone(), |t| t.retain(|t| t.0 != "x_embedder.weight"), "`x_embedder.weight` is missing"),
-        (plain.clone(), |t| t.retain(|t| !t.0.starts_with("single")), "no FLUX transformer"),
-        (plain.clone(), |t| t.clear(), "no FLUX transformer"),
+        (plain.clone(), |t| t.retain(|t| !t.0.starts_with("single")), "no FLUX.1 transformer"),
+        (plain.clone(), |t| t.clear(), "no FLUX.1 transformer"),
         (plain.clone(), |t| set(t, "transformer_blocks.0.qkv_proj.qweight", Dtype::U8, &[384, 64]), "has dtype U8, I8 is expected"),
         (plain.clone(), |t| set(t, "transformer_blocks.0.qkv_proj.qweight", Dtype::I8, &[384, 128]), "has shape [384, 128], [384, 64] is expected"),
         (plain.clone(), |t| set(t, "transformer_blocks.0.qkv_proj.bias", Dtype::F16, &[384]), "has dtype F16, BF16 is expected"),
@@ -231,7 +233,11 @@ fn what_does_not_fit_is_refused() {
         (plain.clone(), |t| set(t, "transformer_blocks.0.mlp_fc1.qweight", Dtype::I8, &[usize::MAX, 0]), "a matrix of 1 to"),
         (plain.clone(), |t| set(t, "transformer_blocks.0.norm1.linear.qweight", Dtype::I8, &[192, 64]), "has dtype I8, I32 is expected"),
         (plain.clone(), |t| set(t, "transformer_blocks.0.norm_q.weight", Dtype::BF16, &[60]), "does not divide"),
-        (plain.clone(), |t| set(t, "transformer_blocks.0.qkv_proj.wscales", Dtype::F8_E4M3, &[8, 384]), "NVFP4"),
+        (plain.clone(), |t| set(t, "transformer_blocks.0.qkv_proj.wscales", Dtype::F8_E4M3, &[2, 384]), "has shape [2, 384], [8, 384] is expected"),
+        (plain.clone(), |t| set(t, "transformer_blocks.0.qkv_proj.wscales", Dtype::F16, &[2, 384]), "has dtype F16, BF16 is expected"),
+        (fp4.clone(), |t| set(t, "transformer_blocks.0.out_proj.wtscale", Dtype::F32, &[2]), "out_proj.wtscale` is F32 [2]; one finite number"),
+        (fp4.clone(), |t| set(t, "transformer_blocks.0.out_proj.wtscale", Dtype::I8, &[1]), "out_proj.wtscale` is I8 [1]; one finite number"),
+        (fp4.clone(), |t| set(t, "transformer_blocks.0.qkv_proj.wcscales", Dtype::BF16, &[128]), "has shape [128], [384] is expected"),
         (plain.clone(), |t| set(t, "proj_out.weight", Dtype::I8, &[16, 128]), "has dtype I8; F32, F16, BF16"),
         (with("num_layers", 2.into()), same, "`num_layers` is 2, the tensors are those of 1"),
         (with("num_single_layers", 4.into()), same, "`num_single_layers` is 4, the tensors are those of 1"),
@@ -254,11 +260,14 @@ fn what_does_not_fit_is_refused() {
         (vec![("config", "flux".into())], same, "`config`: expected"),
         (meta(&quantization(32)), same, "`rank` is 32, the tensors are of rank 16"),
         (meta("{}"), same, "`quantization_config`: missing field `method`"),
-        (meta(r#"{"method":"svdquant","weight":{"dtype":"fp4_e2m1_all","group_size":16}}"#), same, "fp4_e2m1_all in groups of 16 cannot be run"),
+        (meta(r#"{"method":"awq"}"#), same, "awq cannot be run"),
         (meta(&quantization(16)), |t| t.retain(|t| !t.0.ends_with(".qweight")), "there is no tensor `*.qweight`"),
     ];
     for (metadata, change, expected) in cases {
         let mut tensors = inventory(&tiny(), 16);
+        if metadata.iter().any(|(key, _)| *key == "fp4") {
+            to_fp4(&mut tensors);
+        }
         change(&mut tensors);
         let result = in_memory(&tensors, &metadata).and_then(|w| resolve(&w));
         let text = result.err().unwrap_or_else(|| panic!("accepted: {expected}")).to_string();
@@ -266,6 +275,129 @@ fn what_does_not_fit_is_refused() {
     }
     resolve(&in_memory(&inventory(&tiny(), 16), &meta(&quantization(16))).unwrap()).unwrap();
     resolve(&in_memory(&inventory(&tiny(), 0), &meta(&quantization(0))).unwrap()).unwrap();
+}
+
+/// The scales of an NVFP4 file: those of fused layers are one a channel, of others one a tensor.
+fn to_fp4(tensors: &mut Tensors) {
+    for (name, ..) in tensors.clone() {
+        let Some(layer) = name.strip_suffix(".smooth") else { continue };
+        let qweight = &tensors.iter().find(|t| t.0 == format!("{layer}.qweight")).unwrap().2;
+        let (n, k) = (qweight[0], qweight[1] * 2);
+        set(tensors, &format!("{layer}.wscales"), Dtype::F8_E4M3, &[k / 16, n]);
+        tensors.push(match layer.contains("qkv") {
+            true => (format!("{layer}.wcscales"), Dtype::BF16, vec![n]),
+            false => (format!("{layer}.wtscale"), Dtype::BF16, vec![1]),
+        });
+    }
+}
+
+#[test]
+fn nvfp4_is_found_by_its_tensors() {
+    let mut tensors = inventory(&tiny(), 16);
+    to_fp4(&mut tensors);
+    let (text, data) = header(&tensors, &[("config", json(&tiny()))]);
+    let ones = |name: &str| name.ends_with(".wcscales") || name.ends_with("t.wtscale");
+    let mut file = safetensors(&text, 0);
+    for (name, dtype, shape) in &tensors {
+        let two = if ones(name) { 2.0 } else { 0.0 };
+        match dtype {
+            Dtype::BF16 => (0..shape.iter().product())
+                .for_each(|_: usize| file.extend(bf16::from_f32(two).to_le_bytes())),
+            _ => file.resize(file.len() + size(*dtype, shape), 0),
+        }
+    }
+    assert_eq!(file.len(), 8 + text.len() + data);
+    let open = || Checkpoint::from_bytes(Path::new("svdq-int4_r32.safetensors"), file.clone()).unwrap();
+    let w = FluxWeights::from_checkpoint(open()).unwrap();
+    resolve(&w).unwrap();
+    assert_eq!(w.rank(), Some(16));
+    let codes = |source: Result<LinearSource<'_>>| match source.unwrap() {
+        LinearSource::Svdq(s) => (s.codes, s.unsigned),
+        _ => panic!("4-bit weights are expected"),
+    };
+    let fp4 = |value: f32, n| (Codes::Fp4 { channel_scales: vec![value; n] }, false);
+    assert_eq!(codes(w.double(0, Stream::Image, Part::Qkv)), fp4(2.0, 384));
+    assert_eq!(codes(w.double(0, Stream::Text, Part::Out)), fp4(2.0, 128));
+    assert_eq!(codes(w.single(0, Part::Fc2)), fp4(0.0, 128));
+
+    // Without either scale: 1. With both: their product.
+    let mut tensors = tensors;
+    tensors.retain(|t| !t.0.contains("mlp_fc2.wtscale"));
+    let w = in_memory(&tensors, &[("config", json(&tiny()))]).unwrap();
+    assert_eq!(codes(w.single(0, Part::Fc2)), fp4(1.0, 128));
+    tensors.push(("single_transformer_blocks.0.mlp_fc2.wcscales".into(), Dtype::BF16, vec![128]));
+    let w = in_memory(&tensors, &[("config", json(&tiny()))]).unwrap();
+    assert_eq!(codes(w.single(0, Part::Fc2)), fp4(0.0, 128));
+}
+
+/// A diffusers folder with 4-bit layers: the same modules, of which `dense` keep their matrices.
+fn lite(fp4: bool, dense: &[&str]) -> Tensors {
+    let mut tensors = Tensors::new();
+    let dir = TempDir::new();
+    let original = Checkpoint::open(&diffusers(&dir, &tiny())).unwrap();
+    for tensor in original.tensors() {
+        let name = tensor.name.to_owned();
+        let layer = name.strip_suffix(".weight").filter(|_| tensor.shape.len() == 2);
+        let Some(layer) = layer.filter(|l| l.contains("blocks.") && !dense.iter().any(|d| l.ends_with(d)))
+        else {
+            tensors.push((name, tensor.dtype, tensor.shape.to_vec()));
+            continue;
+        };
+        let [n, k] = [tensor.shape[0], tensor.shape[1]];
+        let mut push = |suffix: &str, dtype, shape: &[usize]| {
+            tensors.push((format!("{layer}.{suffix}"), dtype, shape.to_vec()));
+        };
+        if layer.contains("norm") {
+            push("qweight", Dtype::I32, &[n / 4, k / 2]);
+            push("wscales", Dtype::BF16, &[k / 64, n]);
+            push("wzeros", Dtype::BF16, &[k / 64, n]);
+            continue;
+        }
+        push("qweight", Dtype::I8, &[n, k / 2]);
+        if fp4 {
+            push("wscales", Dtype::F8_E4M3, &[k / 16, n]);
+            push("wcscales", Dtype::BF16, &[n]);
+            push("wtscale", Dtype::BF16, &[1]);
+        } else {
+            push("wscales", Dtype::BF16, &[k / 64, n]);
+        }
+        push("smooth_factor", Dtype::BF16, &[k]);
+        push("proj_down", Dtype::BF16, &[k, 16]);
+        push("proj_up", Dtype::BF16, &[n, 16]);
+    }
+    tensors
+}
+
+#[test]
+fn diffusers_folders_with_4_bit_layers_are_read() {
+    let open = |tensors: &Tensors| in_memory(tensors, &[("config", json(&tiny()))]);
+    for fp4 in [false, true] {
+        let w = open(&lite(fp4, &[])).unwrap();
+        resolve(&w).unwrap();
+        let LinearSource::Svdq(qkv) = w.single(0, Part::Qkv).unwrap() else { panic!() };
+        assert_eq!((qkv.n, qkv.rank, qkv.codes.group()), (384, 48, if fp4 { 16 } else { 64 }));
+        let LinearSource::Svdq(fc2) = w.single(0, Part::Fc2).unwrap() else { panic!() };
+        assert_eq!((fc2.n, fc2.k, fc2.rank, fc2.unsigned), (128, 512, 16, false));
+        let LinearSource::Svdq(fc2) = w.double(0, Stream::Text, Part::Fc2).unwrap() else { panic!() };
+        assert!(!fc2.unsigned);
+        let LinearSource::Awq(modulation) = w.double(0, Stream::Image, Part::Modulation).unwrap() else {
+            panic!()
+        };
+        let bias: Vec<f32> = pack::bf16_to_f32(&modulation.bias).collect();
+        assert_eq!(
+            (modulation.chunks, [0, 1, 2, 3, 4, 5].map(|chunk| bias[chunk * 128])),
+            (1, [0.0, 1.0, 0.0, 0.0, 1.0, 0.0])
+        );
+    }
+    let mixed =
+        open(&lite(false, &["norm1.linear", "proj_mlp", "add_q_proj", "add_k_proj", "add_v_proj"])).unwrap();
+    resolve(&mixed).unwrap();
+    assert!(matches!(mixed.single(0, Part::Fc1).unwrap(), LinearSource::Dense(_)));
+    assert!(matches!(mixed.double(0, Stream::Text, Part::Qkv).unwrap(), LinearSource::Dense(_)));
+    assert!(matches!(mixed.double(0, Stream::Image, Part::Modulation).unwrap(), LinearSource::Dense(_)));
+
+    let torn = resolve(&open(&lite(false, &["attn.to_k"])).unwrap()).err().unwrap().to_string();
+    assert!(torn.contains("attn.to_k.qweight` is missing"), "{torn}");
 }
 
 fn set(tensors: &mut Tensors, name: &str, dtype: Dtype, shape: &[usize]) {
@@ -386,7 +518,7 @@ fn packed_and_dense_modulation_have_rows_in_the_same_order() {
     let bias = pack::f32_to_bf16(
         &(0..n).map(|stored| ((stored % 6) * 20 + stored / 6 % 16) as f32).collect::<Vec<_>>(),
     );
-    source.bias = &bias;
+    source.bias = bias.into();
     let dense = pack::unpack_awq(&source);
     for (row, &value) in dense.bias.iter().enumerate() {
         assert_eq!(value, (row / d * 20 + row % d % 16) as f32);

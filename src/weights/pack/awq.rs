@@ -29,7 +29,7 @@ pub fn unpack_awq(source: &AwqSource<'_>) -> DenseSource {
         }
     });
     let mut bias = vec![0.0; n];
-    for (row, value) in bf16_to_f32(source.bias).enumerate() {
+    for (row, value) in bf16_to_f32(&source.bias).enumerate() {
         bias[place(row)] = value;
     }
     DenseSource { n, k, weight, bias, storage: Storage::F32 }

@@ -119,7 +119,7 @@ fn awq_linears_come_out_chunk_by_chunk() {
         qweight: &qweight,
         wscales: &packed[0],
         wzeros: &packed[1],
-        bias: &packed[2],
+        bias: packed[2][..].into(),
     });
     for (s, d) in (0..chunks).flat_map(|s| (0..n / chunks).map(move |d| (s, d))) {
         let (stored, row) = (d * chunks + s, s * (n / chunks) + d);
@@ -140,4 +140,26 @@ fn packing_rounds_to_nearest_even() {
     (values[0], values[1]) = (between, above);
     let packed = pack_vector(&values);
     assert_eq!(packed[..4], [0x80, 0x3f, 0x82, 0x3f]);
+}
+
+#[test]
+fn fp4_scales_lie_where_the_formula_says() {
+    let (n, k) = (256, 192);
+    let packed = bytes(n * k / 16).iter().map(|code| code & 0x7e).collect::<Vec<_>>();
+    let scales = unpack_fp4_scales(&packed, n, k);
+    for g in 0..k / 16 {
+        for c in 0..n {
+            let at = (((c / 128 * (k / 64) + g / 4) * 128) + c % 8 * 16 + c % 32 / 8 * 4 + c % 128 / 32) * 4
+                + g % 4;
+            let value = crate::weights::float::E4M3[usize::from(packed[at])];
+            assert_eq!(scales[g * n + c], value, "group {g}, channel {c}");
+        }
+    }
+    let codes: Vec<u8> = (0..n * k / 16).map(|i| i as u8).collect();
+    let unpacked = unpack_fp4_scales(&pack_fp4_scales(&codes, n, k), n, k);
+    let same = |(&code, got): (&u8, f32)| {
+        let want = crate::weights::float::E4M3[usize::from(code)];
+        got == want || got.is_nan() && want.is_nan()
+    };
+    assert!(codes.iter().zip(unpacked).all(same));
 }

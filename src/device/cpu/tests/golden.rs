@@ -3,7 +3,7 @@
 use safetensors::SafeTensors;
 
 use super::*;
-use crate::ops::{Activation, AwqSource, LinearSource, Norm, SvdqSource};
+use crate::ops::{Activation, AwqSource, Codes, LinearSource, Norm, SvdqSource};
 
 struct Layer<'a>(&'a SafeTensors<'a>, &'a str);
 
@@ -32,19 +32,23 @@ pub(super) fn quantised_linears(level: Level) {
     let file = std::fs::read(path).unwrap();
     let tensors = SafeTensors::deserialize(&file).unwrap();
     let cpu = cpu(level, Profile::W4A4);
-    for (name, n, k, rank) in [("signed", 256, 192, 32), ("unsigned", 128, 256, 16)] {
+    for (name, n, k, rank) in [("signed", 256, 192, 32), ("unsigned", 128, 256, 16), ("fp4", 256, 192, 16)] {
         let layer = Layer(&tensors, name);
         let source = SvdqSource {
             n,
             k,
             rank,
             unsigned: name == "unsigned",
-            qweight: layer.bytes("qweight"),
-            wscales: layer.bytes("wscales"),
-            bias: layer.bytes("bias"),
-            smooth: layer.bytes("smooth"),
-            lora_down: layer.bytes("lora_down"),
-            lora_up: layer.bytes("lora_up"),
+            codes: match name {
+                "fp4" => Codes::Fp4 { channel_scales: layer.floats("wc") },
+                _ => Codes::Int4,
+            },
+            qweight: layer.bytes("qweight").into(),
+            wscales: layer.bytes("wscales").into(),
+            bias: layer.bytes("bias").into(),
+            smooth: layer.bytes("smooth").into(),
+            lora_down: layer.bytes("lora_down").into(),
+            lora_up: layer.bytes("lora_up").into(),
         };
         layer.check(&cpu, LinearSource::Svdq(source));
     }
@@ -57,7 +61,7 @@ pub(super) fn quantised_linears(level: Level) {
             qweight: layer.bytes("qweight"),
             wscales: layer.bytes("wscales"),
             wzeros: layer.bytes("wzeros"),
-            bias: layer.bytes("bias"),
+            bias: layer.bytes("bias").into(),
         };
         layer.check(&cpu, LinearSource::Awq(source));
     }

@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::*;
-use crate::ops::{Activation, AwqSource, LinearSource, Norm, SvdqSource};
+use crate::ops::{Activation, AwqSource, Codes, LinearSource, Norm, SvdqSource};
 use crate::weights::pack;
 
 fn bytes(x: &[f32]) -> Vec<u8> {
@@ -56,12 +56,13 @@ impl Layer {
             k,
             rank,
             unsigned,
-            qweight: &pack::pack_codes(&self.codes, n, k),
-            wscales: &pack::pack_wscales(&self.scales, n, k),
-            bias: &pack::pack_vector(&self.bias),
-            smooth: &pack::pack_vector(&self.smooth),
-            lora_down: &pack::pack_lora_down(&self.down, k, rank),
-            lora_up: &pack::pack_lora_up(&self.up, n, rank),
+            codes: Codes::Int4,
+            qweight: pack::pack_codes(&self.codes, n, k).into(),
+            wscales: pack::pack_wscales(&self.scales, n, k).into(),
+            bias: pack::pack_vector(&self.bias).into(),
+            smooth: pack::pack_vector(&self.smooth).into(),
+            lora_down: pack::pack_lora_down(&self.down, k, rank).into(),
+            lora_up: pack::pack_lora_up(&self.up, n, rank).into(),
         };
         cpu.load_linear(&LinearSource::Svdq(source)).unwrap()
     }
@@ -205,7 +206,7 @@ pub(super) fn awq_linears(level: Level) {
             qweight: &pack::pack_awq_codes(&codes, n, k),
             wscales: &bytes(&scales),
             wzeros: &bytes(&zeros),
-            bias: &bytes(&bias),
+            bias: bytes(&bias).into(),
         };
         let w = cpu.load_linear(&LinearSource::Awq(source)).unwrap();
         let x = r.activations(m, k);
