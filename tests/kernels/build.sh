@@ -23,7 +23,7 @@ compile() {
         awk '/bytes spill stores/ { if ($5 > 8) exit 1 }' "$out/log" || { cat "$out/log"; fail "$1 for sm_$2 spills"; }
         grep -q "$3" "$out/sass" || fail "$1 for sm_$2: no $3"
         case $1 in
-            gemm* | attention*) ! grep -q 'RET\.' "$out/sass" || fail "$1 for sm_$2 calls a subroutine" ;;
+            gemm* | conv3x3* | *_sm90) ! grep -q 'RET\.' "$out/sass" || fail "$1 for sm_$2 calls a subroutine" ;;
         esac
     fi
     echo "ok $1 sm_$2"
@@ -36,6 +36,13 @@ for arch in 75 80 86 89 90a 120f; do compile quantize $arch 'HMMA'; done
 for arch in 75 80 86 89 90a 120f; do compile unpack_w4a8 $arch 'PRMT'; done
 compile gemm_w4a8_sm90 90a 'IGMMA.64x256x32.S8.S8'
 compile attention_sm90 90a 'HGMMA.64x128x16.F32.BF16'
+for arch in 80 86 89 90a 120f; do
+    for unit in gemm_bf16 conv3x3_bf16 gemm_w4a16 attention attention_wide; do
+        compile $unit $arch 'HMMA.16816.F32.BF16'
+    done
+    for unit in norm group_norm elementwise; do compile $unit $arch 'FFMA'; done
+done
+for unit in gemm_bf16 conv3x3_bf16; do compile $unit 90a 'HGMMA.64x128x16.F32.BF16'; done
 rm -f "$out/log" "$out/sass"
 
 "$nvcc" -std=c++17 -O3 -lineinfo -gencode arch=compute_90a,code=sm_90a -I"$kernels" -I"$here" -L"$cuda/lib" \

@@ -1,13 +1,18 @@
-// Numbers and speed of the kernels on the GPU at hand: `kernels [--checks]
-// [ceiling|step|unpack|w4a4|w4a8|attention|quantize]...`, all by default. --checks leaves out timing and large shapes.
-// Every check is against plain code on random data with outlier channels; exit status 1 if one fails.
+// Numbers and speed of the kernels on the GPU at hand: `kernels [--checks] [NAME]...`, all by default, with NAME one of
+// ceiling, step, unpack, w4a4, w4a8, attention, quantize, norms, w4a16, masked, dense, vae. --checks leaves out timing
+// and large shapes. Every check is against plain code on random data with outlier channels; exit status 1 if one fails.
 #include "attention.cuh"
 #include "ceiling.cuh"
+#include "dense.cuh"
 #include "gemm_w4a4.cuh"
 #include "gemm_w4a8.cuh"
+#include "masked_attention.cuh"
+#include "norms.cuh"
 #include "quantize.cuh"
 #include "step.cuh"
 #include "unpack.cuh"
+#include "vae.cuh"
+#include "w4a16.cuh"
 
 int main(int argc, char** argv) {
     cudaDeviceProp device;
@@ -28,6 +33,11 @@ int main(int argc, char** argv) {
     if (wanted("w4a8")) test_gemm::run(INT8);
     if (wanted("attention")) test_attention::run(BF16);
     if (wanted("step") && !checks_only) test_step::run(1024, 4), test_step::run(512, 4);
+    if (wanted("norms")) test_norms::run();
+    if (wanted("w4a16")) test_w4a16::run();
+    if (wanted("masked")) test_masked_attention::run(BF16);
+    if (wanted("dense")) test_dense::run(BF16);
+    if (wanted("vae") && !checks_only) test_vae::run();
     if (wanted("ceiling") && !checks_only) ceiling::run(1.5);
     std::printf("%d failed\n", failures);
     return failures != 0;
