@@ -8,8 +8,9 @@ namespace attention_any {
 // For the scores, TILES x PARTS warps own 16 queries by PART_KEYS keys each; for the values, each owns up to 64
 // channels of all queries, and probabilities go from one to the other through shared memory. Keys and values pass in
 // pieces of 16 KB: 64 keys x 128 channels, then 16 keys x 512 channels.
+template <int QUERIES_>
 struct Wide {
-    static constexpr int THREADS = 256, QUERIES = 32, KEYS = 64, STAGES = 3;
+    static constexpr int THREADS = 256, QUERIES = QUERIES_, KEYS = 64, STAGES = 3;
     static constexpr int TILES = QUERIES / 16, PARTS = 8 / TILES, PART_KEYS = KEYS / PARTS;
     static constexpr int Q_BYTES = QUERIES * 512 * 2, PIECE_BYTES = 16384, P_BYTES = QUERIES * KEYS * 2;
     static constexpr int SMEM_BYTES = Q_BYTES + STAGES * PIECE_BYTES + P_BYTES + (PARTS + 1) * QUERIES * 4;
@@ -203,6 +204,14 @@ struct Wide {
 
 // Grid (ceil(tokens/32), heads), block 256, shared memory 86656 bytes.
 extern "C" __global__ void __launch_bounds__(256, 2) attention_wide(const __grid_constant__ MaskedAttentionParams p) {
-    attention_any::Wide wide(p);
+    attention_any::Wide<32> wide(p);
+    wide.run();
+}
+
+// The same with more shared memory, which sm_80 and sm_90 have: grid (ceil(tokens/64), heads), block 256, shared memory
+// 123648 bytes.
+extern "C" __global__ void __launch_bounds__(256, 1)
+    attention_wide_q64(const __grid_constant__ MaskedAttentionParams p) {
+    attention_any::Wide<64> wide(p);
     wide.run();
 }

@@ -47,7 +47,8 @@ struct Entry {
 const Entry D64{attention_d64, "d64", attention_any::Flash64::QUERIES, 128, attention_any::Flash64::SMEM_BYTES, 64};
 const Entry D128{
     attention_d128, "d128", attention_any::Flash128::QUERIES, 128, attention_any::Flash128::SMEM_BYTES, 128};
-const Entry WIDE{attention_wide, "wide", attention_any::Wide::QUERIES, 256, attention_any::Wide::SMEM_BYTES, 0};
+const Entry WIDE{attention_wide, "wide", 32, 256, attention_any::Wide<32>::SMEM_BYTES, 0};
+const Entry WIDE_Q64{attention_wide_q64, "wide q64", 64, 256, attention_any::Wide<64>::SMEM_BYTES, 0};
 
 inline void launch(const Entry& e, const MaskedAttentionParams& p) {
     allow_smem(e.kernel, e.smem);
@@ -102,13 +103,17 @@ inline void run(double ceiling) {
         if (checks_only && tokens > 130) continue;
         check(D64, tokens, 3, 64);
         check(D128, tokens, 3, 128);
-        for (int dim : {16, 64, 96, 240, 512}) check(WIDE, tokens, 2, dim);
+        for (int dim : {16, 64, 96, 240, 512}) {
+            check(WIDE, tokens, 2, dim);
+            check(WIDE_Q64, tokens, 2, dim);
+        }
     }
     if (checks_only) return;
     time(D64, 77, 12, 64, true, false, ceiling);
     time(D64, 512, 64, 64, false, true, ceiling);
     time(D128, 4608, 24, 128, false, false, ceiling);
     time(WIDE, 16384, 1, 512, false, false, ceiling);
+    time(WIDE_Q64, 16384, 1, 512, false, false, ceiling);
 }
 
 }  // namespace test_masked_attention

@@ -60,7 +60,7 @@ struct Decoder {
     void attention() {
         norm(x, h, 16384, 512, 0);
         linear(h, qkv, 16384, 512, 1536);
-        test_masked_attention::launch(test_masked_attention::WIDE, {qkv, h, nullptr, 16384, 1, 512, 0, 0.0441942f});
+        test_masked_attention::launch(test_masked_attention::WIDE_Q64, {qkv, h, nullptr, 16384, 1, 512, 0, 0.0441942f});
         linear(h, x, 16384, 512, 512, x);
     }
     void run() {
