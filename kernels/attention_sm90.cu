@@ -77,10 +77,14 @@ __device__ __forceinline__ void multiply_values(float (&out)[DIM / 2], const u32
     wgmma::commit();
 }
 
+__device__ __forceinline__ float minus_infinity() {
+    return __int_as_float(0xff800000);
+}
+
 // Running maximum and sum of this thread's two rows, in units of log2.
 struct Softmax {
     float scale;  // of the scores, times log2(e)
-    float max[2] = {-INFINITY, -INFINITY};
+    float max[2] = {minus_infinity(), minus_infinity()};
     float sum[2] = {0.0f, 0.0f};  // of this thread's columns only
 
     // Turns scores into exp2(scale (score - max)) and gives the factor by which earlier results shrink. Keys from
@@ -91,7 +95,7 @@ struct Softmax {
             const int column = 2 * (threadIdx.x % 4);
 #pragma unroll
             for (int i = 0; i < R; ++i) {
-                if (i / 4 * 8 + column + i % 2 >= valid) s[i] = -INFINITY;
+                if (i / 4 * 8 + column + i % 2 >= valid) s[i] = minus_infinity();
             }
         }
         float top[2] = {max[0], max[1]};
