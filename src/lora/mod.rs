@@ -1,5 +1,71 @@
 //! LoRAs: low-rank updates of a network's linears, attached for a run and never merged into the weights.
+//!
+//! A file is read in four steps: keys are taken apart and named modules looked up ([`names`]), tensors of a module
+//! are put together ([`file`]), modules are cut and joined to updates of sites ([`pieces`]), and these are put on
+//! the device. [`sites`] is what the networks see.
 
+mod describe;
+mod file;
+mod names;
+mod pieces;
+mod scale;
 mod sites;
+mod values;
 
+use std::collections::BTreeSet;
+
+use crate::Result;
+use crate::ops::Device;
+use crate::weights::Checkpoint;
+pub use describe::Description;
+pub use names::Network;
 pub use sites::{Attached, Linear, Patch, Run, Sites, Target, Vector};
+
+/// No trainer makes LoRAs of a larger rank.
+pub const MAX_RANK: usize = 1024;
+
+/// What a LoRA brings to a model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoraInfo {
+    /// Modules of the file that change the model.
+    pub modules: usize,
+    /// Ranks that occur.
+    pub ranks: BTreeSet<usize>,
+    /// Tensors of the file for which the model has no place, sorted. They have no effect.
+    pub unused: Vec<String>,
+}
+
+/// Puts the LoRA in `file` on `dev`, for the networks with these sites: transformer, CLIP, T5.
+///
+/// # Errors
+/// [`crate::Error::WrongModel`] if it is made for another model, [`crate::Error::Unsupported`] if it is not a LoRA but
+/// a relative of one, and [`crate::Error::BadFormat`] for incomplete modules, values that are not finite, and ranks
+/// above [`MAX_RANK`]. All name the tensor.
+pub fn load<D: Device>(dev: &D, file: &Checkpoint, sites: [&Sites; 3]) -> Result<([Patch<D>; 3], LoraInfo)> {
+    let names = names::Names::new(sites);
+    let contents = file::Contents::read(file, &names, sites)?;
+    let mut pieces = Vec::new();
+    for update in &contents.updates {
+        pieces.extend(pieces::cut(file, sites[update.network as usize], update)?);
+    }
+    let mut patches = Network::ALL.map(|_| Patch { updates: vec![], vectors: vec![] });
+    for group in pieces::join(file, pieces)? {
+        let update = dev.load_low_rank(&pieces::source(file, &group)?)?;
+        let first = &group[0];
+        patches[first.network as usize].updates.push((first.site, update, first.scale));
+    }
+    for file::Replacement { network, site, tensor } in &contents.replacements {
+        let len = tensor.shape[0];
+        let vector = dev.upload(&values::values(file, tensor, 0..len)?.0, len)?;
+        patches[*network as usize].vectors.push((*site, vector));
+    }
+    let info = LoraInfo {
+        modules: contents.updates.len() + contents.replacements.len(),
+        ranks: contents.updates.iter().map(|update| update.down.shape[0]).collect(),
+        unused: contents.unused.iter().map(|&name| name.to_owned()).collect(),
+    };
+    Ok((patches, info))
+}
+
+#[cfg(test)]
+mod tests;

@@ -77,6 +77,11 @@ impl Sites {
         self.vectors.get(name).copied()
     }
 
+    /// Names of all vectors, sorted.
+    pub fn vector_names(&self) -> impl Iterator<Item = &str> {
+        self.vectors.keys().map(String::as_str)
+    }
+
     /// Names of all linears, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.targets.keys().map(String::as_str)

@@ -353,4 +353,4 @@ impl<D: Device> Rows<'_, D> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -8,11 +8,11 @@ use super::latents;
 use super::noise::randn;
 use super::sampler::{Schedule, SchedulerConfig};
 use super::tokenizer::{Kind, Tokenizer};
-use crate::lora::Run;
+use crate::lora::{self, Attached, LoraInfo, Patch, Run, Sites};
 use crate::models::{clip::Clip, flux::Flux, t5::T5, vae::Vae};
 use crate::ops::Device;
-use crate::weights::PipelineFolder;
 use crate::weights::flux::FluxWeights;
+use crate::weights::{Checkpoint, PipelineFolder};
 use crate::{Error, Result};
 
 /// One image to make. Every field is already checked against the model.
@@ -73,6 +73,9 @@ pub struct FluxPipeline<D: Device> {
     scheduler: SchedulerConfig,
 }
 
+/// A LoRA on the device, for the networks of one pipeline: transformer, CLIP, T5.
+pub struct FluxLora<D: Device>([Patch<D>; 3]);
+
 impl<D: Device> FluxPipeline<D> {
     /// Loads the parts of `folder`, and the transformer from `weights`, onto `dev`. Prompts are padded
     /// or cut to `max_sequence_length` T5 tokens.
@@ -131,10 +134,24 @@ impl<D: Device> FluxPipeline<D> {
         2 * self.vae.factor()
     }
 
-    /// Makes an image: 8-bit RGB, row by row from the top.
+    /// Puts a LoRA for these networks on the device.
+    ///
+    /// # Errors
+    /// As [`lora::load`].
+    pub fn load_lora(&self, file: &Checkpoint) -> Result<(FluxLora<D>, LoraInfo)> {
+        let (patches, info) = lora::load(&self.dev, file, self.sites())?;
+        Ok((FluxLora(patches), info))
+    }
+
+    fn sites(&self) -> [&Sites; 3] {
+        [self.flux.sites(), self.clip.sites(), self.t5.sites()]
+    }
+
+    /// Makes an image: 8-bit RGB, row by row from the top. `loras` are those to use and their strengths.
     pub fn generate(
         &self,
         request: &Request<'_>,
+        loras: &[(&FluxLora<D>, f32)],
         progress: &mut ProgressFn<'_>,
     ) -> Result<(Vec<u8>, Timings)> {
         let mut report = |at| match progress(at) {
@@ -144,26 +161,27 @@ impl<D: Device> FluxPipeline<D> {
         let latent_size = [request.height / self.vae.factor(), request.width / self.vae.factor()];
         let grid = latent_size.map(|side| side / 2);
 
-        let run = Run::plain(&self.dev);
+        let [flux, clip, t5] = self.attach(loras)?;
+        let [flux, clip, t5] = [&flux, &clip, &t5].map(|attached| Run::with(&self.dev, attached));
         let start = report(Progress::Encode)?;
-        let pooled = self.clip.encode(run, &self.clip_tokenizer.encode(request.prompt)?)?.pooled;
+        let pooled = self.clip.encode(clip, &self.clip_tokenizer.encode(request.prompt)?)?.pooled;
         let tokens = self.t5_tokenizer.encode(request.prompt)?;
-        let text = self.t5.encode(run, &tokens)?;
+        let text = self.t5.encode(t5, &tokens)?;
         let encode = start.elapsed();
 
         let start = Instant::now();
         let schedule = Schedule::new(&self.scheduler, request.steps, grid[0] * grid[1])?;
         let timesteps: Vec<f32> =
             (0..request.steps).map(|step| schedule.timestep(step, |value| self.dev.round(value))).collect();
-        let conditioning = self.flux.condition(run, &timesteps, request.guidance, &pooled)?;
-        let sequence = self.flux.sequence(run, &text, tokens.len(), grid)?;
+        let conditioning = self.flux.condition(flux, &timesteps, request.guidance, &pooled)?;
+        let sequence = self.flux.sequence(flux, &text, tokens.len(), grid)?;
 
         let channels = self.vae.latent_channels();
         let noise = randn(request.seed, channels * latent_size[0] * latent_size[1]);
         let mut latents = self.dev.upload(&latents::pack(&noise, channels, latent_size), 4 * channels)?;
         for step in 0..request.steps {
             report(Progress::Denoise { step, steps: request.steps })?;
-            let velocity = self.flux.velocity(run, &latents, &sequence, &conditioning, step)?;
+            let velocity = self.flux.velocity(flux, &latents, &sequence, &conditioning, step)?;
             self.dev.euler_step(&mut latents, &velocity, schedule.dt(step))?;
         }
         let latents = latents::unpack(&self.dev.download(&latents)?, channels, latent_size);
@@ -173,6 +191,16 @@ impl<D: Device> FluxPipeline<D> {
         let image = self.vae.decode(&self.dev, &latents, latent_size)?;
         let rgb = self.dev.to_rgb8(&image)?;
         Ok((rgb, Timings { encode, denoise, decode: start.elapsed() }))
+    }
+
+    fn attach<'a>(&self, loras: &[(&'a FluxLora<D>, f32)]) -> Result<[Attached<'a, D>; 3]> {
+        let attach = |network: usize| {
+            Attached::new(
+                self.sites()[network],
+                loras.iter().map(|&(lora, strength)| (&lora.0[network], strength)),
+            )
+        };
+        Ok([attach(0)?, attach(1)?, attach(2)?])
     }
 }
 

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 import make_fp8
+import make_lora
 import make_networks
 import make_noise
 import make_pipeline
@@ -29,6 +30,7 @@ PARTS = {
     "pipeline": make_pipeline.make,
     "quant": make_quant.make,
     "fp8": make_fp8.make,
+    "lora": make_lora.make,
 }
 
 

@@ -222,4 +222,4 @@ impl Device for Cpu {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -6,22 +6,26 @@ use crate::models::testing::{Golden, relative_error};
 use crate::ops::Profile;
 use crate::ops::shapes::{Shape, Shapes};
 
-/// Runs a golden network on the CPU and compares with diffusers in float32.
-fn error_of(name: &str) -> f32 {
-    let golden = Golden::open(name);
-    let cpu = Cpu::new(2, Profile::W4A8).unwrap();
-    let flux = Flux::load(&cpu, &FluxWeights::open(&golden.folder).unwrap()).unwrap();
+/// The velocity that a golden network on the CPU gives for the golden's inputs.
+pub(crate) fn velocity(run: Run<'_, Cpu>, flux: &Flux<Cpu>, golden: &Golden) -> Vec<f32> {
+    let cpu = run.dev;
     let text = cpu.upload(&golden.values("txt"), flux.config().joint_attention_dim).unwrap();
     let latents = cpu.upload(&golden.values("img"), flux.config().in_channels).unwrap();
     let guidance = if flux.config().guidance_embeds { golden.values("guidance")[0] } else { 0.0 };
     let timestep = golden.values("timestep")[0] * 1000.0;
     // The golden's step is the second of two, so that the rows of the tables matter.
-    let conditioning =
-        flux.condition(Run::plain(&cpu), &[900.0, timestep], guidance, &golden.values("pooled")).unwrap();
+    let conditioning = flux.condition(run, &[900.0, timestep], guidance, &golden.values("pooled")).unwrap();
     let text_rows = golden.values("txt_ids").len() / 3;
-    let sequence = flux.sequence(Run::plain(&cpu), &text, text_rows, [4, 6]).unwrap();
-    let velocity = flux.velocity(Run::plain(&cpu), &latents, &sequence, &conditioning, 1).unwrap();
-    relative_error(&cpu.download(&velocity).unwrap(), &golden.values("out"))
+    let sequence = flux.sequence(run, &text, text_rows, [4, 6]).unwrap();
+    cpu.download(&flux.velocity(run, &latents, &sequence, &conditioning, 1).unwrap()).unwrap()
+}
+
+/// How far a golden network on the CPU is from diffusers in float32.
+fn error_of(name: &str) -> f32 {
+    let golden = Golden::open(name);
+    let cpu = Cpu::new(2, Profile::W4A8).unwrap();
+    let flux = Flux::load(&cpu, &FluxWeights::open(&golden.folder).unwrap()).unwrap();
+    relative_error(&velocity(Run::plain(&cpu), &flux, &golden), &golden.values("out"))
 }
 
 /// Relative to the largest output: 1e-4. Float32 sums of another order over two layers of each kind.

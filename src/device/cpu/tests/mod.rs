@@ -42,7 +42,7 @@ on_every_level! {
 }
 
 /// SplitMix64, as normally distributed as the sum of four uniform numbers is.
-pub(super) struct Random(pub(super) u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     fn bits(&mut self) -> u64 {
@@ -61,7 +61,7 @@ impl Random {
         (sum - 2.0) * 1.732
     }
 
-    pub(super) fn normals(&mut self, len: usize, scale: f32) -> Vec<f32> {
+    pub(crate) fn normals(&mut self, len: usize, scale: f32) -> Vec<f32> {
         (0..len).map(|_| self.normal() * scale).collect()
     }
 

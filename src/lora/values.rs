@@ -1,0 +1,50 @@
+//! The numbers of a LoRA file, in any of the types that they are stored in.
+
+use std::ops::Range;
+
+use crate::Result;
+use crate::ops::Storage;
+use crate::weights::float::{READABLE, decode, is_exact_in_bf16};
+use crate::weights::{Checkpoint, Dtype, Tensor};
+
+/// The values of some elements of `tensor`, and how precisely they are stored.
+///
+/// # Errors
+/// [`crate::Error::BadFormat`] for a type of element that LoRAs are not stored in, and for values that are not finite.
+pub(super) fn values(
+    file: &Checkpoint,
+    tensor: &Tensor<'_>,
+    elements: Range<usize>,
+) -> Result<(Vec<f32>, Storage)> {
+    let size = tensor.dtype.bitsize() / 8;
+    let bytes = &tensor.bytes[elements.start * size..elements.end * size];
+    let Some(values) = decode(tensor.dtype, bytes) else {
+        return Err(file.bad(tensor.name, format!("has dtype {}; {READABLE}", tensor.dtype)));
+    };
+    let storage = if is_exact_in_bf16(tensor.dtype) { Storage::Bf16 } else { Storage::F32 };
+    match values.iter().position(|v| !v.is_finite()) {
+        Some(at) => {
+            Err(file.bad(tensor.name, format!("holds {} at element {}", values[at], elements.start + at)))
+        }
+        None => Ok((values, storage)),
+    }
+}
+
+/// The one number of `tensor`.
+///
+/// # Errors
+/// As [`values`]; [`crate::Error::BadFormat`] if there are more or fewer than one.
+pub(super) fn number(file: &Checkpoint, tensor: &Tensor<'_>) -> Result<f32> {
+    if tensor.shape.iter().any(|&d| d != 1) {
+        return Err(file.bad(tensor.name, format!("has shape {:?}, one number is expected", tensor.shape)));
+    }
+    let number = match tensor.dtype {
+        Dtype::I64 => tensor.bytes.as_chunks().0.iter().map(|&b| i64::from_le_bytes(b) as f32).sum(),
+        Dtype::F64 => tensor.bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32).sum(),
+        _ => values(file, tensor, 0..1)?.0[0],
+    };
+    match f32::is_finite(number) {
+        true => Ok(number),
+        false => Err(file.bad(tensor.name, format!("is {number}"))),
+    }
+}
