@@ -123,6 +123,11 @@
 typedef struct svdq_context svdq_context;
 
 /**
+ * A LoRA that is loaded for one model.
+ */
+typedef struct svdq_lora svdq_lora;
+
+/**
  * A loaded model.
  */
 typedef struct svdq_model svdq_model;
@@ -245,6 +250,29 @@ typedef struct svdq_model_info {
 } svdq_model_info;
 
 /**
+ * What a LoRA brings to its model.
+ */
+typedef struct svdq_lora_info {
+  /**
+   * sizeof(svdq_lora_info), set by the caller.
+   */
+  uint32_t struct_size;
+  /**
+   * The largest rank.
+   */
+  uint32_t rank;
+  /**
+   * Modules of the file that change the model.
+   */
+  uint32_t modules;
+  /**
+   * Tensors of the file for which the model has no place; they have no effect. A LoRA that was
+   * trained for this kind of model has none.
+   */
+  uint32_t unused_tensors;
+} svdq_lora_info;
+
+/**
  * An image in the caller's memory.
  */
 typedef struct svdq_image {
@@ -287,6 +315,24 @@ typedef struct svdq_image {
 } svdq_image;
 
 /**
+ * A LoRA that a picture is to be made with.
+ */
+typedef struct svdq_lora_ref {
+  /**
+   * sizeof(svdq_lora_ref), the same in all elements of an array.
+   */
+  uint32_t struct_size;
+  /**
+   * 1 is what the LoRA was trained for; 0 leaves it out. Negative and large values are allowed.
+   */
+  float strength;
+  /**
+   * Of the model that makes the picture. Not NULL, and not twice in an array.
+   */
+  const struct svdq_lora *lora;
+} svdq_lora_ref;
+
+/**
  * What to generate.
  */
 typedef struct svdq_generate_params {
@@ -322,6 +368,18 @@ typedef struct svdq_generate_params {
    * What the picture shows, UTF-8. Not NULL; "" is a prompt.
    */
   const char *prompt;
+  /**
+   * lora_count LoRAs to use, or NULL for none. Their order has no meaning.
+   */
+  const struct svdq_lora_ref *loras;
+  /**
+   * Elements of loras, at most 64.
+   */
+  uint32_t lora_count;
+  /**
+   * 0.
+   */
+  uint32_t reserved2;
 } svdq_generate_params;
 
 /**
@@ -501,6 +559,46 @@ SVDQ_API svdq_result svdq_model_get_info(const struct svdq_model *model, struct 
 SVDQ_API void svdq_model_release(struct svdq_model *model);
 
 /**
+ * Loads a LoRA for a model. Nothing changes until a svdq_generate_params names it. Blocks; the model
+ * may be in use meanwhile.
+ *
+ * model: may be released before the LoRA is.
+ * source: a .safetensors file in the naming of diffusers, PEFT, kohya's scripts, ComfyUI, Black
+ * Forest Labs or XLabs, for the transformer and the text encoders. Nothing of it is needed after the
+ * call.
+ * out: receives the LoRA, or NULL on failure. Release it with svdq_lora_release.
+ *
+ * Errors: SVDQ_ERR_WRONG_MODEL for a LoRA of another model, SVDQ_ERR_UNSUPPORTED for LoKr, LoHa and
+ * DoRA, SVDQ_ERR_NOT_FOUND, SVDQ_ERR_IO, SVDQ_ERR_BAD_FORMAT, SVDQ_ERR_VERSION_MISMATCH,
+ * SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API
+svdq_result svdq_lora_load(struct svdq_model *model,
+                           const struct svdq_source *source,
+                           struct svdq_lora **out);
+
+/**
+ * Says what a LoRA brings to its model.
+ *
+ * info: its struct_size must be set. Not written on failure.
+ *
+ * Errors: SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API svdq_result svdq_lora_get_info(const struct svdq_lora *lora, struct svdq_lora_info *info);
+
+/**
+ * Releases a LoRA and the memory of its weights. NULL is allowed.
+ *
+ * Threads: any, once no other call uses this handle.
+ * Since 0.1.
+ */
+SVDQ_API void svdq_lora_release(struct svdq_lora *lora);
+
+/**
  * The smallest capacity that holds an image: from its first byte to the last byte of its last row.
  *
  * image: pixels and capacity are not looked at.
@@ -513,7 +611,7 @@ SVDQ_API void svdq_model_release(struct svdq_model *model);
 SVDQ_API svdq_result svdq_image_bytes(const struct svdq_image *image, uint64_t *bytes);
 
 /**
- * Fills params with the model's defaults, seed 0 and no prompt.
+ * Fills params with the model's defaults, seed 0, no prompt and no LoRAs.
  *
  * params: its struct_size must be set. Not written on failure.
  *

@@ -156,6 +156,16 @@ fn bad_arguments_are_refused() {
         (&["generate", "x", "-o", out, "--model", "nowhere"], 1, "nowhere"),
         (&["generate", "x", "-o", out, "--transformer", "assets/demo/vae"], 1, "assets/demo/vae"),
         (&["generate", "x", "-o", out, "--transformer", "README.md"], 1, "README.md"),
+        (&["generate", "x", "-o", out, "--lora", "nowhere"], 1, "nowhere"),
+        (&["generate", "x", "-o", out, "--lora", "nowhere:0.5"], 1, "nowhere"),
+        (&["generate", "x", "-o", out, "--lora", "README.md:half"], 1, "README.md:half"),
+        (&["generate", "x", "-o", out, "--lora", "README.md:inf"], 2, "strength of inf"),
+        (&["generate", "x", "-o", out, "--lora", "README.md"], 1, "README.md"),
+        (
+            &["generate", "x", "-o", out, "--lora", "tests/golden/lora/xlabs.safetensors:0.5"],
+            1,
+            "xlabs.safetensors: tensor `double_blocks.0.processor.",
+        ),
         (&["generate", "x", "-o", "nowhere/out.png"], 1, "nowhere/out.png"),
         (&["generate", "x", "-o", "src"], 1, "src"),
         (&["generate"], 2, "prompt"),
@@ -234,4 +244,50 @@ fn quantize_inspect_generate() {
     ]);
     assert!(run.status.success(), "{}", text(&run.stderr));
     assert_eq!(read_png(&out).0, (128, 128));
+}
+
+/// A LoRA of one layer: written, explained, used with two strengths, and in the picture's parameters.
+#[test]
+fn inspect_and_generate_with_a_lora() {
+    use safetensors::{Dtype, tensor::TensorView};
+    let folder = Folder::new("lora");
+    let file = folder.0.join("wild.safetensors");
+    // bfloat16 values between 1/8 and 1/4 of both signs
+    let data: Vec<u8> =
+        (0..1024 * 2).flat_map(|i: usize| [i as u8 & 0x7f, [0x3e, 0xbe][i % 3 / 2]]).collect();
+    let tensor = |shape: [usize; 2]| {
+        TensorView::new(Dtype::BF16, shape.to_vec(), &data[..shape[0] * shape[1] * 2]).unwrap()
+    };
+    let tensors = [
+        ("lora_unet_double_blocks_0_img_mlp_0.lora_down.weight", tensor([2, 256])),
+        ("lora_unet_double_blocks_0_img_mlp_0.lora_up.weight", tensor([1024, 2])),
+        ("lora_unet_double_blocks_99_img_mlp_0.alpha", tensor([1, 1])),
+    ];
+    fs::write(&file, safetensors::serialize(tensors, None).unwrap()).unwrap();
+    let file = file.to_str().unwrap();
+
+    let run = svdq(&["inspect", file]);
+    let summary = text(&run.stdout);
+    assert!(run.status.success(), "{}", text(&run.stderr));
+    for part in [file, "LoRA for FLUX.1, names: kohya", "1 modules, rank 2", "BF16"] {
+        assert!(summary.contains(part), "{summary}");
+    }
+
+    let out = folder.0.join("out.png");
+    let picture = |lora: &[&str]| {
+        let mut args = vec!["generate", "pixel art key", "--steps", "2", "-o", out.to_str().unwrap()];
+        args.extend(lora.iter().flat_map(|lora| ["--lora", lora]));
+        let run = svdq(&args);
+        assert!(run.status.success(), "{}", text(&run.stderr));
+        let (_, pixels, parameters) = read_png(&out);
+        (pixels, parameters, text(&run.stderr))
+    };
+    let (plain, parameters, _) = picture(&[]);
+    assert!(!parameters.contains("LoRA"), "{parameters}");
+    let (whole, parameters, warning) = picture(&[file]);
+    assert!(whole != plain && parameters.contains(", LoRAs: wild:1, "), "{parameters}");
+    assert!(warning.contains("no place for 1 tensors, such as `lora_unet_double_blocks_99_"), "{warning}");
+    let (half, parameters, _) = picture(&[&format!("{file}:0.5")]);
+    assert!(half != plain && half != whole && parameters.contains("wild:0.5"), "{parameters}");
+    assert!(picture(&[&format!("{file}:0")]).0 == plain);
 }

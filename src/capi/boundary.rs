@@ -173,6 +173,16 @@ pub(super) unsafe fn read_struct<T: Sized32>(from: *const T) -> Result<T> {
     }
 }
 
+/// Element `index` of an array called `what`, whose elements are as large as the first one's `struct_size` says.
+///
+/// # Safety
+/// As [`read_struct`], for all elements up to this one, which have been read before.
+pub(super) unsafe fn read_element<T: Sized32>(array: *const T, index: usize, what: &str) -> Result<T> {
+    let first = pointer(array, what)?.cast::<u32>();
+    // SAFETY: `read_struct` has accepted the size of every element before this one.
+    unsafe { read_struct(array.byte_add(index * first.read() as usize)) }
+}
+
 /// Fills a caller's struct, whose header may be older or newer than this library: as much of `value`
 /// as there is room for, and zeros in what this library does not know. `struct_size` stays.
 ///

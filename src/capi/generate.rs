@@ -4,11 +4,11 @@ use std::ffi::c_char;
 use std::ops::ControlFlow;
 use std::ptr;
 
-use super::boundary::{Sized32, guard, handle, read_struct, text, write_struct};
+use super::boundary::{Sized32, guard, handle, read_element, read_struct, text, write_struct};
 use super::image::image_mut;
-use super::{svdq_image, svdq_model, svdq_result};
-use crate::Error;
-use crate::engine::GenerateParams;
+use super::{svdq_image, svdq_lora_ref, svdq_model, svdq_result};
+use crate::engine::{GenerateParams, Lora};
+use crate::{Error, Result};
 
 /// What to generate.
 #[repr(C)]
@@ -30,14 +30,20 @@ pub struct svdq_generate_params {
     pub seed: u64,
     /// What the picture shows, UTF-8. Not NULL; "" is a prompt.
     pub prompt: *const c_char,
+    /// lora_count LoRAs to use, or NULL for none. Their order has no meaning.
+    pub loras: *const svdq_lora_ref,
+    /// Elements of loras, at most 64.
+    pub lora_count: u32,
+    /// 0.
+    pub reserved2: u32,
 }
 
-// SAFETY: integers, a float and a pointer, no padding.
+// SAFETY: integers, a float and pointers, no padding.
 unsafe impl Sized32 for svdq_generate_params {
     const NAME: &'static str = "svdq_generate_params";
 }
 
-/// Fills params with the model's defaults, seed 0 and no prompt.
+/// Fills params with the model's defaults, seed 0, no prompt and no LoRAs.
 ///
 /// params: its struct_size must be set. Not written on failure.
 ///
@@ -61,6 +67,9 @@ pub unsafe extern "C" fn svdq_generate_params_init(
             reserved: 0,
             seed: 0,
             prompt: ptr::null(),
+            loras: ptr::null(),
+            lora_count: 0,
+            reserved2: 0,
         };
         // SAFETY: `params` is as the header demands.
         unsafe { write_struct(params, &defaults) }
@@ -88,9 +97,13 @@ pub unsafe extern "C" fn svdq_generate(
         // SAFETY: all three are as the header demands.
         let (model, params, out) =
             unsafe { (handle(model, "model")?, read_struct(params)?, read_struct(out)?) };
-        if params.reserved != 0 {
-            return Err(Error::InvalidArgument(format!("reserved is {}, not 0", params.reserved)));
+        for (name, value) in [("reserved", params.reserved), ("reserved2", params.reserved2)] {
+            if value != 0 {
+                return Err(Error::InvalidArgument(format!("{name} is {value}, not 0")));
+            }
         }
+        // SAFETY: the LoRAs are as the header demands.
+        let loras = unsafe { loras(&params)? };
         let request = GenerateParams {
             // SAFETY: the prompt is as the header demands.
             prompt: unsafe { text(params.prompt, "prompt")? },
@@ -99,10 +112,36 @@ pub unsafe extern "C" fn svdq_generate(
             steps: params.steps,
             guidance: params.guidance,
             seed: params.seed,
+            loras: &loras,
         };
         // SAFETY: the pixels are as the header demands.
         let mut image = unsafe { image_mut(&out)? };
         model.0.generate(&request, &mut image, &mut |_| ControlFlow::Continue(()))?;
         Ok(())
     })
+}
+
+/// More at a time are a mistake.
+const MAX_LORAS: u32 = 64;
+
+/// The LoRAs of `params` and their strengths.
+///
+/// # Safety
+/// `params` is as the header demands.
+unsafe fn loras(params: &svdq_generate_params) -> Result<Vec<(Lora, f32)>> {
+    if params.lora_count > MAX_LORAS {
+        let count = params.lora_count;
+        return Err(Error::InvalidArgument(format!(
+            "lora_count is {count}, at most {MAX_LORAS} are allowed"
+        )));
+    }
+    let element = |index| {
+        // SAFETY: the caller's promise; elements are read in order.
+        let (lora, strength) = unsafe {
+            let element: svdq_lora_ref = read_element(params.loras, index, "loras")?;
+            (handle(element.lora, "lora")?, element.strength)
+        };
+        Ok((lora.0.clone(), strength))
+    };
+    (0..params.lora_count as usize).map(element).collect()
 }

@@ -4,7 +4,7 @@ use std::ffi::c_char;
 use std::path::PathBuf;
 
 use super::boundary::{
-    Sized32, guard, handle, make_handle, pointer, read_struct, release, text, write_struct,
+    Sized32, guard, handle, make_handle, read_element, read_struct, release, text, write_struct,
 };
 use super::{svdq_context, svdq_result};
 use crate::engine::{Model, ModelOptions};
@@ -172,7 +172,7 @@ unsafe fn model_options(params: *const svdq_model_params) -> Result<ModelOptions
     };
     let path = |index| {
         // SAFETY: the caller's promise.
-        unsafe { source(params.sources, index) }
+        unsafe { source(params.sources, index, "sources") }
     };
     let (path, transformer) = match params.source_count {
         1 => (path(0)?, None),
@@ -182,16 +182,13 @@ unsafe fn model_options(params: *const svdq_model_params) -> Result<ModelOptions
     Ok(ModelOptions { path, transformer, profile })
 }
 
-/// Element `index` of an array whose elements are as large as the first one's `struct_size` says.
+/// The path of element `index` of an array called `what`.
 ///
 /// # Safety
-/// As [`read_struct`], for all elements.
-unsafe fn source(sources: *const svdq_source, index: usize) -> Result<PathBuf> {
-    // SAFETY: `read_struct` has accepted the size of every element up to this one.
-    let source = unsafe {
-        let stride = pointer(sources, "sources")?.as_ref().struct_size as usize;
-        read_struct(sources.byte_add(index * stride))?
-    };
+/// As [`read_element`].
+pub(super) unsafe fn source(sources: *const svdq_source, index: usize, what: &str) -> Result<PathBuf> {
+    // SAFETY: the caller's promise.
+    let source = unsafe { read_element(sources, index, what)? };
     if source.kind != SVDQ_SOURCE_PATH {
         return Err(Error::InvalidArgument(format!("the kind of source {index} is {}", source.kind)));
     }

@@ -1,15 +1,17 @@
-//! Contexts and models: what a program holds.
+//! Contexts, models and LoRAs: what a program holds.
 //!
-//! A [`Context`] owns the device; a [`Model`] owns weights on it and keeps the context alive. Both
-//! are handles: cloning one is cheap, and they may be used and dropped on any thread in any order.
+//! A [`Context`] owns the device; a [`Model`] owns weights on it and keeps the context alive; a [`Lora`] belongs to a
+//! model and keeps it alive. All are handles: cloning one is cheap, and they may be used and dropped on any thread in any order.
 
 mod bench;
 mod image;
+mod lora;
 mod model;
 
 pub use crate::pipeline::flux::{Progress, Timings};
 pub use bench::{TransformerTimes, time_transformer};
 pub use image::{ImageMut, PixelFormat};
+pub use lora::{Lora, LoraInfo};
 pub use model::{GenerateParams, Model, ModelInfo, ModelOptions};
 
 use crate::{Error, Result};

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Context, ImageMut, Timings};
+use super::{Context, ImageMut, Lora, Timings};
 use crate::device::cpu::Cpu;
 use crate::ops::Profile;
 use crate::pipeline::flux::{FluxPipeline, ProgressFn, Request};
@@ -64,6 +64,8 @@ pub struct GenerateParams<'a> {
     pub guidance: f32,
     /// Seed of the noise: the one that `torch.Generator("cpu").manual_seed` would be given in diffusers.
     pub seed: u64,
+    /// LoRAs of this model and their strengths: 1 is what a LoRA was trained for, 0 leaves it out.
+    pub loras: &'a [(Lora, f32)],
 }
 
 /// A loaded model. A clone is another handle to the same weights.
@@ -110,6 +112,10 @@ impl Model {
         Ok(Model(Arc::new(Inner { pipeline, info, running: Mutex::new(()) })))
     }
 
+    pub(super) fn pipeline(&self) -> &FluxPipeline<Cpu> {
+        &self.0.pipeline
+    }
+
     /// What the model is.
     pub fn info(&self) -> &ModelInfo {
         &self.0.info
@@ -144,8 +150,9 @@ impl Model {
             guidance: params.guidance,
             seed: params.seed,
         };
+        let loras: Vec<_> = params.loras.iter().map(|(lora, strength)| (lora.weights(), *strength)).collect();
         let _running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let (rgb, timings) = self.0.pipeline.generate(&request, progress)?;
+        let (rgb, timings) = self.0.pipeline.generate(&request, &loras, progress)?;
         image.write_rgb8(&rgb);
         Ok(timings)
     }
@@ -180,6 +187,19 @@ impl Model {
         }
         if !guidance.is_finite() || guidance < 0.0 {
             return invalid(format!("guidance is {guidance}: it has to be a finite number, 0 or above"));
+        }
+        for (i, (lora, strength)) in params.loras.iter().enumerate() {
+            if !Arc::ptr_eq(&lora.model().0, &self.0) {
+                return invalid(format!("LoRA {i} is loaded for another model"));
+            }
+            if !strength.is_finite() {
+                return invalid(format!(
+                    "the strength of LoRA {i} is {strength}: it has to be a finite number"
+                ));
+            }
+            if let Some(first) = params.loras[..i].iter().position(|(other, _)| other.is(lora)) {
+                return invalid(format!("LoRA {i} is the same as LoRA {first}"));
+            }
         }
         Ok(GenerateParams { width, height, steps, guidance, ..params.clone() })
     }

@@ -8,7 +8,8 @@ use std::ptr;
 use svdq::capi::*;
 
 use crate::support::{
-    c, create, declared_functions, demo, header, last_error, model, model_params, ok, sized, source,
+    c, create, declared_functions, demo, header, last_error, load as load_model, lora, lora_file, model,
+    model_params, ok, repository, sized, source,
 };
 
 /// A function, what is wrong with the call, the result that it has to have, a part of the error
@@ -39,6 +40,10 @@ fn every_function_checks_its_arguments() {
     let context = create();
     let demo = demo();
     let null = ptr::null_mut::<u8>();
+    let readme = c(repository("README.md").to_str().unwrap());
+    let small = c(repository("tests/golden/lora/all.bare.safetensors").to_str().unwrap());
+    let lora_file = lora_file();
+    let (readme, small, style) = (source(&readme), source(&small), source(&lora_file));
     let source = source(&demo);
     let one = [source];
     let load = model_params(&one);
@@ -88,6 +93,27 @@ fn every_function_checks_its_arguments() {
         assert_eq!(info.rank, 77, "an output of a failed call");
         result
     };
+    let lora = lora(model(), &lora_file);
+    let lora_from = |change: fn(&mut svdq_source)| {
+        let mut out = ptr::dangling_mut();
+        let result = unsafe { svdq_lora_load(model(), &with(style, change), &mut out) };
+        assert!(out.is_null(), "a handle of a failed call");
+        result
+    };
+    let lora_info_of_size = |size| {
+        let mut info = svdq_lora_info { struct_size: size, rank: 77, ..sized() };
+        let result = unsafe { svdq_lora_get_info(lora, &mut info) };
+        assert_eq!(info.rank, 77, "an output of a failed call");
+        result
+    };
+    let reference = svdq_lora_ref { strength: 1.0, lora, ..sized() };
+    let generate_lora = |change: fn(&mut svdq_lora_ref)| {
+        let loras = [with(reference, change)];
+        let params = svdq_generate_params { loras: loras.as_ptr(), lora_count: 1, ..picture };
+        unsafe { svdq_generate(model(), &params, &image) }
+    };
+    let lora_twice = [reference, reference];
+    let other_model = load_model(&demo);
     let bytes = &mut 0u64 as *mut u64;
     let size = &mut 0usize as *mut usize;
     let text = &mut [0 as c_char; 4] as *mut c_char;
@@ -95,6 +121,8 @@ fn every_function_checks_its_arguments() {
     let context_params = &mut sized::<svdq_context_params>() as *mut svdq_context_params;
     let generate_params = &mut sized::<svdq_generate_params>() as *mut svdq_generate_params;
     let out_context = &mut ptr::null_mut() as *mut *mut svdq_context;
+    let lora_info = &mut sized::<svdq_lora_info>() as *mut svdq_lora_info;
+    let out_lora = &mut ptr::null_mut() as *mut *mut svdq_lora;
     let out_model = &mut ptr::null_mut() as *mut *mut svdq_model;
 
     #[rustfmt::skip]
@@ -165,6 +193,28 @@ fn every_function_checks_its_arguments() {
         case!(svdq_generate_params_init, "no params", "svdq_generate_params is NULL", svdq_generate_params_init(model(), null.cast())),
         case!(svdq_generate_params_init, "no size", "struct_size is 0", svdq_generate_params_init(model(), &mut with(*generate_params, |p| p.struct_size = 0))),
 
+        case!(svdq_lora_load, "no out", "out is NULL", svdq_lora_load(model(), &style, null.cast())),
+        case!(svdq_lora_load, "crooked out", "out", svdq_lora_load(model(), &style, crooked(out_lora))),
+        case!(svdq_lora_load, "no model", "model is NULL", svdq_lora_load(null.cast(), &style, out_lora)),
+        case!(svdq_lora_load, "crooked model", "model", svdq_lora_load(crooked(model()), &style, out_lora)),
+        case!(svdq_lora_load, "no source", "source is NULL", svdq_lora_load(model(), ptr::null(), out_lora)),
+        case!(svdq_lora_load, "crooked source", "source", svdq_lora_load(model(), crooked(&style), out_lora)),
+        case!(svdq_lora_load, "no size", "sizeof(svdq_source)", lora_from(|s| s.struct_size = 0)),
+        case!(svdq_lora_load, "unknown source kind", "kind", lora_from(|s| s.kind = 9)),
+        case!(svdq_lora_load, "no path", "path is NULL", lora_from(|s| s.path = ptr::null())),
+        case!(svdq_lora_load, "path not UTF-8", "path is not UTF-8", lora_from(|s| s.path = c"caf\xe9".as_ptr())),
+        case!(svdq_lora_load, "no such file", SVDQ_ERR_NOT_FOUND, "/nowhere", lora_from(|s| s.path = c"/nowhere".as_ptr())),
+        case!(svdq_lora_load, "no safetensors", SVDQ_ERR_BAD_FORMAT, "README.md", svdq_lora_load(model(), &readme, out_lora)),
+        case!(svdq_lora_load, "a LoRA of a smaller model", SVDQ_ERR_WRONG_MODEL, "context_embedder.lora_A.weight", svdq_lora_load(model(), &small, out_lora)),
+        case!(svdq_lora_release, "NULL", SVDQ_OK, "", { svdq_lora_release(null.cast()); SVDQ_OK }),
+
+        case!(svdq_lora_get_info, "no LoRA", "lora is NULL", svdq_lora_get_info(ptr::null(), lora_info)),
+        case!(svdq_lora_get_info, "crooked LoRA", "lora", svdq_lora_get_info(crooked(lora), lora_info)),
+        case!(svdq_lora_get_info, "no info", "svdq_lora_info is NULL", svdq_lora_get_info(lora, null.cast())),
+        case!(svdq_lora_get_info, "crooked info", "svdq_lora_info", svdq_lora_get_info(lora, crooked(lora_info))),
+        case!(svdq_lora_get_info, "no size", "struct_size is 0", lora_info_of_size(0)),
+        case!(svdq_lora_get_info, "cut size", "struct_size is 7", lora_info_of_size(7)),
+
         case!(svdq_image_bytes, "no image", "svdq_image is NULL", svdq_image_bytes(ptr::null(), bytes)),
         case!(svdq_image_bytes, "crooked image", "svdq_image", svdq_image_bytes(crooked(&image), bytes)),
         case!(svdq_image_bytes, "no bytes", "bytes is NULL", svdq_image_bytes(&image, null.cast())),
@@ -188,6 +238,17 @@ fn every_function_checks_its_arguments() {
         case!(svdq_generate, "crooked image", "svdq_image", svdq_generate(model(), &picture, crooked(&image))),
         case!(svdq_generate, "no size", "struct_size is 0", generate_with(|p| p.struct_size = 0)),
         case!(svdq_generate, "reserved", "reserved is 1", generate_with(|p| p.reserved = 1)),
+        case!(svdq_generate, "reserved2", "reserved2 is 1", generate_with(|p| p.reserved2 = 1)),
+        case!(svdq_generate, "no LoRAs", "loras is NULL", generate_with(|p| p.lora_count = 1)),
+        case!(svdq_generate, "crooked LoRAs", "loras", generate_with(|p| (p.loras, p.lora_count) = (ptr::dangling::<u8>().cast(), 1))),
+        case!(svdq_generate, "wild number of LoRAs", "lora_count is 4294967295", generate_with(|p| p.lora_count = u32::MAX)),
+        case!(svdq_generate, "no size of a LoRA", "sizeof(svdq_lora_ref)", generate_lora(|l| l.struct_size = 0)),
+        case!(svdq_generate, "no LoRA", "lora is NULL", generate_lora(|l| l.lora = ptr::null())),
+        case!(svdq_generate, "crooked LoRA", "lora", generate_lora(|l| l.lora = crooked(l.lora))),
+        case!(svdq_generate, "strength that is no number", "strength of LoRA 0 is NaN", generate_lora(|l| l.strength = f32::NAN)),
+        case!(svdq_generate, "infinite strength", "strength of LoRA 0 is inf", generate_lora(|l| l.strength = f32::INFINITY)),
+        case!(svdq_generate, "the same LoRA twice", "LoRA 1 is the same as LoRA 0", svdq_generate(model(), &svdq_generate_params { loras: lora_twice.as_ptr(), lora_count: 2, ..picture }, &image)),
+        case!(svdq_generate, "a LoRA of another model", "LoRA 0 is loaded for another model", svdq_generate(other_model, &svdq_generate_params { loras: &reference, lora_count: 1, ..picture }, &image)),
         case!(svdq_generate, "no prompt", "prompt is NULL", generate_with(|p| p.prompt = ptr::null())),
         case!(svdq_generate, "prompt past the struct's end", "prompt is NULL", generate_with(|p| p.struct_size = 32)),
         case!(svdq_generate, "prompt not UTF-8", "prompt is not UTF-8", generate_with(|p| p.prompt = c"caf\xe9".as_ptr())),
@@ -231,7 +292,7 @@ fn every_function_checks_its_arguments() {
         BTreeSet::from_iter(declared_functions()),
         "functions in this table and in the header"
     );
-    unsafe { svdq_context_release(context) };
+    unsafe { (svdq_lora_release(lora), svdq_model_release(other_model), svdq_context_release(context)) };
 }
 
 /// Two sources, of which the second is the transformer, in an array of a newer header's elements.

@@ -10,6 +10,7 @@
 mod arguments;
 mod header;
 mod library;
+mod loras;
 mod models;
 mod pictures;
 mod programs;

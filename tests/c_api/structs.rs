@@ -30,7 +30,11 @@ fn layouts() -> Vec<Layout> {
             default_width, default_height, profile
         }
         svdq_image { struct_size, format, width, height, row_stride, flags, reserved, pixels, capacity }
-        svdq_generate_params { struct_size, width, height, steps, guidance, reserved, seed, prompt }
+        svdq_generate_params {
+            struct_size, width, height, steps, guidance, reserved, seed, prompt, loras, lora_count, reserved2
+        }
+        svdq_lora_info { struct_size, rank, modules, unused_tensors }
+        svdq_lora_ref { struct_size, strength, lora }
     }
 }
 
@@ -39,13 +43,15 @@ fn layouts() -> Vec<Layout> {
 #[cfg(target_pointer_width = "64")]
 #[test]
 fn layouts_are_those_of_0_1() {
-    let pinned: [(&str, usize, &[usize]); 6] = [
+    let pinned: [(&str, usize, &[usize]); 8] = [
         ("svdq_context_params", 12, &[0, 4, 8]),
         ("svdq_source", 16, &[0, 4, 8]),
         ("svdq_model_params", 24, &[0, 4, 8, 16, 20]),
         ("svdq_model_info", 40, &[0, 4, 8, 12, 16, 20, 24, 28, 32, 36]),
         ("svdq_image", 48, &[0, 4, 8, 12, 16, 24, 28, 32, 40]),
-        ("svdq_generate_params", 40, &[0, 4, 8, 12, 16, 20, 24, 32]),
+        ("svdq_generate_params", 56, &[0, 4, 8, 12, 16, 20, 24, 32, 40, 48, 52]),
+        ("svdq_lora_info", 16, &[0, 4, 8, 12]),
+        ("svdq_lora_ref", 16, &[0, 4, 8]),
     ];
     for ((name, size, fields), (pinned_name, pinned_size, offsets)) in iter::zip(layouts(), pinned) {
         assert_eq!(name, pinned_name);

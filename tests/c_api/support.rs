@@ -124,3 +124,35 @@ pub(crate) fn model() -> *mut svdq_model {
     static MODEL: LazyLock<Shared> = LazyLock::new(|| Shared(load(&demo())));
     MODEL.0
 }
+
+/// A LoRA for the demo model: one double block's image MLP and one single block, in two namings.
+pub(crate) fn lora_file() -> CString {
+    use safetensors::{Dtype, tensor::TensorView};
+    let path = scratch(&format!("lora-{:?}", std::thread::current().id())).join("style.safetensors");
+    let (hidden, rank) = (256, 4);
+    let layers = [
+        ("lora_unet_double_blocks_0_img_mlp_0.lora_down.weight", vec![rank, hidden]),
+        ("lora_unet_double_blocks_0_img_mlp_0.lora_up.weight", vec![4 * hidden, rank]),
+        ("transformer.single_transformer_blocks.0.attn.to_v.lora_A.weight", vec![rank, hidden]),
+        ("transformer.single_transformer_blocks.0.attn.to_v.lora_B.weight", vec![hidden, rank]),
+        ("not_of_this_model.lora_A.weight", vec![1, 1]),
+    ];
+    // bfloat16 values between -1/4 and 1/4
+    let data = |shape: &[usize]| -> Vec<u8> {
+        let sign = |i: usize| if i * i % 7 < 3 { 0xbe } else { 0x3e };
+        (0..shape.iter().product()).flat_map(|i: usize| [i as u8 & 0x7f, sign(i)]).collect()
+    };
+    let data = layers.iter().map(|(_, shape)| data(shape)).collect::<Vec<_>>();
+    let views = layers
+        .iter()
+        .zip(&data)
+        .map(|((name, shape), data)| (name, TensorView::new(Dtype::BF16, shape.clone(), data).unwrap()));
+    fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+    c(path.to_str().unwrap())
+}
+
+pub(crate) fn lora(model: *mut svdq_model, path: &CStr) -> *mut svdq_lora {
+    let mut lora = ptr::null_mut();
+    ok(unsafe { svdq_lora_load(model, &source(path), &mut lora) });
+    lora
+}

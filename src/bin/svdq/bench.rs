@@ -49,6 +49,8 @@ pub(crate) fn run(args: &mut lexopt::Parser, start: Instant) -> Result<(), Failu
     }
 
     let loaded = model.load()?;
+    let loras = model.load_loras(&loaded)?;
+    params.loras = &loras;
     let params = loaded.resolve(&params)?;
     let mut pixels = vec![0; params.width as usize * params.height as usize * 3];
     let mut first_step = None;

@@ -43,6 +43,8 @@ pub(crate) fn run(args: &mut lexopt::Parser) -> Result<(), Failure> {
 
     let file = PngFile::create(&output)?;
     let loaded = model.load()?;
+    let loras = model.load_loras(&loaded)?;
+    params.loras = &loras;
     let params = loaded.resolve(&params)?;
     let bytes = ImageMut::bytes_needed(PixelFormat::Rgb8, params.width, params.height, 0)?;
     let mut pixels = vec![0; bytes as usize];
@@ -55,7 +57,7 @@ pub(crate) fn run(args: &mut lexopt::Parser) -> Result<(), Failure> {
         }
         ControlFlow::Continue(())
     })?;
-    file.write(&pixels, params.width, params.height, &metadata(&params, loaded.info()))?;
+    file.write(&pixels, params.width, params.height, &metadata(&params, &model.lora_names(), loaded.info()))?;
     if terminal {
         eprintln!("\r\x1b[K{}", output.display());
     }
@@ -78,9 +80,10 @@ fn show(progress: Progress) {
 }
 
 /// The text that image viewers and web interfaces for diffusion models read back.
-fn metadata(params: &GenerateParams<'_>, info: &ModelInfo) -> String {
+fn metadata(params: &GenerateParams<'_>, loras: &str, info: &ModelInfo) -> String {
+    let loras = if loras.is_empty() { String::new() } else { format!(", LoRAs: {loras}") };
     format!(
-        "{}\nSteps: {}, Sampler: FlowMatchEuler, Guidance: {}, Seed: {}, Size: {}x{}, Profile: {:?}, Version: svdq {}",
+        "{}\nSteps: {}, Sampler: FlowMatchEuler, Guidance: {}, Seed: {}, Size: {}x{}, Profile: {:?}{loras}, Version: svdq {}",
         params.prompt,
         params.steps,
         params.guidance,

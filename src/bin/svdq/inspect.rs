@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use lexopt::prelude::*;
+use svdq::lora::Description;
+use svdq::weights::Checkpoint;
 
 use crate::Failure;
 use crate::output::print;
@@ -10,7 +12,7 @@ use crate::output::print;
 const HELP: &str = "\
 svdq inspect PATH
 
-Says what a checkpoint file or pipeline folder is: family, precision, rank, tensors and bytes.
+Says what a checkpoint file, LoRA or pipeline folder is: family, precision, rank, tensors and bytes.
 Reads headers only.
 ";
 
@@ -24,5 +26,10 @@ pub(crate) fn run(args: &mut lexopt::Parser) -> Result<(), Failure> {
         }
     }
     let path = path.ok_or_else(|| lexopt::Error::from("no path was given"))?;
+    if path.is_file()
+        && let Some(lora) = Description::of(&Checkpoint::open(&path)?)
+    {
+        return print(&format!("{}\n{lora}", path.display()));
+    }
     print(&svdq::weights::inspect(&path)?.to_string())
 }

@@ -16,7 +16,7 @@ const HELP: &str = "\
 svdq makes images with 4-bit FLUX.1 models.
 
     svdq generate PROMPT [-o FILE.png] [options]   make an image
-    svdq inspect PATH                              say what a checkpoint or pipeline folder is
+    svdq inspect PATH                              say what a checkpoint, LoRA or pipeline folder is
     svdq quantize MODEL OUT.safetensors [options]  make a 4-bit transformer from a 16-bit one
     svdq bench [options]                           measure an image and its parts
 

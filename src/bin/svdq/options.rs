@@ -1,10 +1,10 @@
 //! Options that several commands share.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use lexopt::{Parser, ValueExt};
-use svdq::engine::{Context, ContextOptions, Model, ModelOptions};
+use svdq::engine::{Context, ContextOptions, Lora, Model, ModelOptions};
 use svdq::ops::Profile;
 
 use crate::Failure;
@@ -12,6 +12,7 @@ use crate::Failure;
 pub(crate) const MODEL_HELP: &str = "
     --model DIR          diffusers pipeline folder; default: $SVDQ_MODEL, else the demo model
     --transformer PATH   4-bit file or diffusers transformer folder to use in place of the model's own
+    --lora FILE[:S]      LoRA and its strength, 1 if not given; may be repeated
     --profile NAME       activations of 4-bit layers: w4a4, w4a8 (default) or w4a16
     --threads N          CPU threads; default: one a core. Images do not depend on it
 ";
@@ -23,6 +24,7 @@ pub(crate) struct ModelArgs {
     transformer: Option<PathBuf>,
     profile: Option<Profile>,
     threads: usize,
+    loras: Vec<(PathBuf, f32)>,
 }
 
 impl ModelArgs {
@@ -31,6 +33,7 @@ impl ModelArgs {
         match name.as_str() {
             "model" => self.model = Some(args.value()?.into()),
             "transformer" => self.transformer = Some(args.value()?.into()),
+            "lora" => self.loras.push(lora(args.value()?)?),
             "profile" => self.profile = Some(args.value()?.parse_with(profile)?),
             "threads" => self.threads = args.value()?.parse()?,
             _ => return Err(lexopt::Error::UnexpectedOption(format!("--{name}"))),
@@ -68,6 +71,36 @@ impl ModelArgs {
         let options =
             ModelOptions { path: self.path()?, transformer: self.transformer.clone(), profile: self.profile };
         Ok(Model::load(&context, &options)?)
+    }
+
+    /// Loads the LoRAs for the model that [`Self::load`] gave.
+    pub(crate) fn load_loras(&self, model: &Model) -> Result<Vec<(Lora, f32)>, Failure> {
+        let mut loras = Vec::new();
+        for (path, strength) in &self.loras {
+            let lora = Lora::load(model, path)?;
+            if let [first, ..] = &lora.info().unused[..] {
+                let (path, count) = (path.display(), lora.info().unused.len());
+                eprintln!("svdq: {path}: the model has no place for {count} tensors, such as `{first}`");
+            }
+            loras.push((lora, *strength));
+        }
+        Ok(loras)
+    }
+
+    /// Names and strengths of the LoRAs, for people; empty without any.
+    pub(crate) fn lora_names(&self) -> String {
+        let name = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        self.loras.iter().map(|(path, s)| format!("{}:{s}", name(path))).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// `FILE` or `FILE:STRENGTH`. A file whose own name ends like a strength is written with one.
+fn lora(value: OsString) -> Result<(PathBuf, f32), lexopt::Error> {
+    let split = value.to_str().and_then(|text| text.rsplit_once(':'));
+    match split.map(|(path, strength)| (path, strength.parse::<f32>())) {
+        Some((path, Ok(strength))) if strength.is_finite() => Ok((path.into(), strength)),
+        Some((_, Ok(strength))) => Err(format!("a strength of {strength} is no finite number").into()),
+        _ => Ok((value.into(), 1.0)),
     }
 }
 
