@@ -98,6 +98,11 @@
 #define SVDQ_PRECISION_INT4 1
 
 /**
+ * The transformer's weights are 4-bit floats (NVFP4) with a low-rank branch.
+ */
+#define SVDQ_PRECISION_NVFP4 2
+
+/**
  * Bytes in memory: red, green, blue, 255.
  */
 #define SVDQ_FORMAT_RGBA8 1
@@ -184,13 +189,14 @@ typedef struct svdq_model_params {
    */
   uint32_t struct_size;
   /**
-   * Elements of sources: 1 or 2.
+   * Elements of sources: 1 to 16.
    */
   uint32_t source_count;
   /**
-   * First the folder of a diffusers pipeline (with a model_index.json). Its transformer is that of
-   * the second source, if given: a .safetensors file, or a diffusers folder; else an
-   * svdq-*.safetensors file in the pipeline's folder, if there is one; else its own.
+   * The transformer, CLIP's and T5's text encoder and the VAE, in any order: .safetensors files,
+   * or folders with such. Each is recognised by its tensors. The folder of a diffusers pipeline
+   * (with a model_index.json) has them all, and an svdq-*.safetensors file in it goes before its
+   * own transformer; a part that is there besides replaces the folder's.
    */
   const struct svdq_source *sources;
   /**

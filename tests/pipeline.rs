@@ -17,13 +17,15 @@ fn demo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo")
 }
 
-fn load(options: ModelOptions) -> Model {
+/// The demo model, with `options.sources` in place of its own parts.
+fn load(mut options: ModelOptions) -> Model {
+    options.sources.push(demo());
     let context = Context::new(ContextOptions::default()).unwrap();
-    Model::load(&context, &ModelOptions { path: demo(), ..options }).unwrap()
+    Model::load(&context, &options).unwrap()
 }
 
 fn dense() -> ModelOptions {
-    ModelOptions { transformer: Some(demo().join("transformer")), ..Default::default() }
+    ModelOptions { sources: vec![demo().join("transformer")], ..Default::default() }
 }
 
 fn generate(model: &Model, params: &GenerateParams<'_>) -> Vec<u8> {
@@ -52,6 +54,34 @@ fn pictures_equal_diffusers() {
         let off = picture.iter().zip(wanted.data()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
         assert!(off <= 2, "{prompt}: off by {off}");
     }
+}
+
+/// Networks as files on their own, CLIP as ComfyUI names it: without their config.json, the picture is the same.
+#[test]
+fn files_on_their_own_make_the_same_picture() {
+    let folder = std::env::temp_dir().join(format!("svdq-files-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let bytes = std::fs::read(demo().join("text_encoder/model.safetensors")).unwrap();
+    let clip = SafeTensors::deserialize(&bytes).unwrap();
+    let renamed = clip.iter().map(|(name, tensor)| (format!("transformer.{name}"), tensor));
+    safetensors::serialize_to_file(renamed, None, &folder.join("clip_l.safetensors")).unwrap();
+    std::fs::copy(demo().join("text_encoder_2/model.safetensors"), folder.join("t5xxl.safetensors")).unwrap();
+    let transformer = demo().join("svdq-int4_r32-demo.safetensors");
+
+    let params = GenerateParams { prompt: "a red apple", seed: 7, steps: 3, ..Default::default() };
+    let files = load(ModelOptions {
+        sources: vec![demo().join("vae"), folder.clone(), transformer.clone()],
+        ..Default::default()
+    });
+    assert!(generate(&files, &params) == generate(&load(ModelOptions::default()), &params));
+
+    // FLUX.1's own tokenizers go with files alone; the demo model has others.
+    let sources = vec![transformer, folder.clone(), demo().join("vae")];
+    let context = Context::new(ContextOptions::default()).unwrap();
+    let error =
+        Model::load(&context, &ModelOptions { sources, ..Default::default() }).err().unwrap().to_string();
+    assert!(error.contains("clip_l.safetensors: has 3030 tokens, but its tokenizer 49408"), "{error}");
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 fn psnr(a: &[u8], b: &[u8]) -> f64 {

@@ -28,6 +28,11 @@ pub const SVDQ_FAMILY_FLUX1_SCHNELL: u32 = 2;
 
 /// The transformer's weights are 4-bit integers with a low-rank branch.
 pub const SVDQ_PRECISION_INT4: u32 = 1;
+/// The transformer's weights are 4-bit floats (NVFP4) with a low-rank branch.
+pub const SVDQ_PRECISION_NVFP4: u32 = 2;
+
+/// More sources than a model has parts are a mistake.
+const MAX_SOURCES: u32 = 16;
 
 /// A loaded model.
 pub struct svdq_model(pub(super) Model);
@@ -55,11 +60,12 @@ unsafe impl Sized32 for svdq_source {
 pub struct svdq_model_params {
     /// sizeof(svdq_model_params).
     pub struct_size: u32,
-    /// Elements of sources: 1 or 2.
+    /// Elements of sources: 1 to 16.
     pub source_count: u32,
-    /// First the folder of a diffusers pipeline (with a model_index.json). Its transformer is that of
-    /// the second source, if given: a .safetensors file, or a diffusers folder; else an
-    /// svdq-*.safetensors file in the pipeline's folder, if there is one; else its own.
+    /// The transformer, CLIP's and T5's text encoder and the VAE, in any order: .safetensors files,
+    /// or folders with such. Each is recognised by its tensors. The folder of a diffusers pipeline
+    /// (with a model_index.json) has them all, and an svdq-*.safetensors file in it goes before its
+    /// own transformer; a part that is there besides replaces the folder's.
     pub sources: *const svdq_source,
     /// SVDQ_PROFILE_*. 0: the device's default.
     pub profile: u32,
@@ -174,12 +180,12 @@ unsafe fn model_options(params: *const svdq_model_params) -> Result<ModelOptions
         // SAFETY: the caller's promise.
         unsafe { source(params.sources, index, "sources") }
     };
-    let (path, transformer) = match params.source_count {
-        1 => (path(0)?, None),
-        2 => (path(0)?, Some(path(1)?)),
-        count => return Err(Error::InvalidArgument(format!("source_count is {count}, not 1 or 2"))),
-    };
-    Ok(ModelOptions { path, transformer, profile })
+    if !(1..=MAX_SOURCES).contains(&params.source_count) {
+        let what = format!("source_count is {}, not 1 to {MAX_SOURCES}", params.source_count);
+        return Err(Error::InvalidArgument(what));
+    }
+    let sources = (0..params.source_count as usize).map(path).collect::<Result<_>>()?;
+    Ok(ModelOptions { sources, profile })
 }
 
 /// The path of element `index` of an array called `what`.
@@ -201,7 +207,11 @@ fn model_info(model: &Model) -> svdq_model_info {
     svdq_model_info {
         struct_size: 0,
         family: if info.guidance { SVDQ_FAMILY_FLUX1_DEV } else { SVDQ_FAMILY_FLUX1_SCHNELL },
-        precision: if info.rank.is_some() { SVDQ_PRECISION_INT4 } else { 0 },
+        precision: match info.rank {
+            Some(_) if info.nvfp4 => SVDQ_PRECISION_NVFP4,
+            Some(_) => SVDQ_PRECISION_INT4,
+            None => 0,
+        },
         rank: info.rank.map_or(0, |rank| rank as u32),
         default_steps: info.default_steps,
         default_guidance: info.default_guidance,

@@ -7,8 +7,8 @@ use super::{Context, ImageMut, Lora, Timings};
 use crate::device::cpu::Cpu;
 use crate::ops::Profile;
 use crate::pipeline::flux::{FluxPipeline, ProgressFn, Request};
-use crate::weights::PipelineFolder;
 use crate::weights::flux::FluxWeights;
+use crate::weights::{ModelFiles, PartKind};
 use crate::{Error, Result};
 
 /// Sides and area beyond which an image is refused. FLUX.1 is trained up to 2 megapixels.
@@ -20,10 +20,10 @@ const MAX_STEPS: u32 = 1000;
 /// What to load.
 #[derive(Clone, Debug, Default)]
 pub struct ModelOptions {
-    /// A diffusers pipeline folder. A `svdq-*.safetensors` file in it is used in place of its `transformer`.
-    pub path: PathBuf,
-    /// A transformer that replaces the pipeline's own: a 4-bit file, or a diffusers transformer folder.
-    pub transformer: Option<PathBuf>,
+    /// Files and folders with the transformer, CLIP's and T5's encoder and the VAE, in any order: each is recognised by
+    /// its tensors. A diffusers pipeline folder has them all (a `svdq-*.safetensors` file in it goes before its
+    /// `transformer`); what is there besides replaces its own. Without one, tokenizers and schedule are FLUX.1's.
+    pub sources: Vec<PathBuf>,
     /// How activations are quantised in 4-bit layers; the device's default if `None`.
     pub profile: Option<Profile>,
 }
@@ -35,6 +35,8 @@ pub struct ModelInfo {
     pub guidance: bool,
     /// Rank of the low-rank branches; `None` for a 16-bit transformer.
     pub rank: Option<usize>,
+    /// 4-bit weights are NVFP4; else INT4.
+    pub nvfp4: bool,
     /// Activation precision of 4-bit layers.
     pub profile: Profile,
     /// Pixels.
@@ -86,22 +88,20 @@ impl Model {
     /// # Errors
     /// Names the file, and the tensor or key in it, that is missing, broken or contradicts another.
     pub fn load(context: &Context, options: &ModelOptions) -> Result<Self> {
-        let folder = PipelineFolder::open(&options.path)?;
-        let weights = match &options.transformer {
-            Some(path) => FluxWeights::open(path)?,
-            None => FluxWeights::open(folder.transformer())?,
-        };
+        let files = ModelFiles::find(&options.sources)?;
+        let weights = FluxWeights::open(files.part(PartKind::Transformer))?;
         let guidance = weights.config().guidance_embeds;
-        let defaults = folder.defaults();
+        let defaults = files.defaults();
         // What FLUX.1-dev and schnell are meant for.
         let (tokens, steps) = if guidance { (512, 28) } else { (256, 4) };
         let profile = options.profile.unwrap_or(Profile::W4A8);
         let cpu = Cpu::new(context.threads, profile)?;
         let pipeline =
-            FluxPipeline::load(cpu, &folder, &weights, defaults.max_sequence_length.unwrap_or(tokens))?;
+            FluxPipeline::load(cpu, &files, &weights, defaults.max_sequence_length.unwrap_or(tokens))?;
         let info = ModelInfo {
             guidance,
             rank: weights.rank(),
+            nvfp4: weights.is_nvfp4(),
             profile,
             default_width: defaults.width.unwrap_or(1024) as u32,
             default_height: defaults.height.unwrap_or(1024) as u32,

@@ -7,11 +7,11 @@ use serde::Deserialize;
 use super::embedding::{Embedding, fuse_rows};
 use crate::lora::{Linear, Run, Sites};
 use crate::ops::{Activation, Attention, Device, LinearSource, Mask, Norm};
-use crate::weights::{Checkpoint, read_json};
+use crate::weights::{Checkpoint, PartKind, read_json};
 use crate::{Error, Result};
 
 /// The keys of config.json that the network depends on.
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Config {
     vocab_size: usize,
     hidden_size: usize,
@@ -25,6 +25,32 @@ struct Config {
 }
 
 impl Config {
+    /// The config of a file on its own: OpenAI's CLIP, whose heads are of 64 channels.
+    fn of_tensors(names: &Names<'_>) -> Result<Self> {
+        let shape = |name: &str| {
+            let name = names.name(name);
+            let tensor = names.weights.get(&name).ok_or_else(|| names.weights.missing(&name))?;
+            <[usize; 2]>::try_from(tensor.shape).map_err(|_| {
+                names.weights.bad(&name, format!("has shape {:?}, a matrix is expected", tensor.shape))
+            })
+        };
+        let [vocab_size, hidden_size] = shape("embeddings.token_embedding.weight")?;
+        let [max_position_embeddings, _] = shape("embeddings.position_embedding.weight")?;
+        let [intermediate_size, _] = shape("encoder.layers.0.mlp.fc1.weight")?;
+        let layer = |i: &usize| names.weights.get(&names.name(&format!("encoder.layers.{i}.mlp.fc1.weight")));
+        Ok(Config {
+            vocab_size,
+            hidden_size,
+            intermediate_size,
+            num_attention_heads: hidden_size / 64,
+            num_hidden_layers: (0..).take_while(|i| layer(i).is_some()).count(),
+            max_position_embeddings,
+            hidden_act: "quick_gelu".into(),
+            layer_norm_eps: 1e-5,
+            eos_token_id: LEGACY_EOS,
+        })
+    }
+
     /// The activation, if the sizes are possible.
     fn check(&self, path: &Path) -> Result<Activation> {
         let (hidden, heads) = (self.hidden_size, self.num_attention_heads);
@@ -84,17 +110,20 @@ pub struct ClipOutput<D: Device> {
 }
 
 impl<D: Device> Clip<D> {
-    /// Reads a folder of `config.json` and safetensors, with or without FLUX.1's `text_model.`
+    /// Reads a folder of `config.json` and safetensors, or a file on its own, with or without FLUX.1's `text_model.`
     /// before the names of the tensors.
-    pub fn load(dev: &D, folder: &Path) -> Result<Self> {
-        let path = folder.join("config.json");
-        let config: Config = read_json(&path)?;
-        let act = config.check(&path)?;
-        let (hidden, heads) = (config.hidden_size, config.num_attention_heads);
-
-        let weights = Checkpoint::open(folder)?;
+    pub fn load(dev: &D, path: &Path) -> Result<Self> {
+        let weights = Checkpoint::open_part(path, PartKind::Clip)?;
         let prefixed = weights.get("text_model.final_layer_norm.weight").is_some();
         let names = Names { weights: &weights, prefix: if prefixed { "text_model." } else { "" } };
+        let config_path = weights.config_path();
+        let config: Config = match &config_path {
+            Some(path) => read_json(path)?,
+            None => Config::of_tensors(&names)?,
+        };
+        let act = config.check(config_path.as_deref().unwrap_or(path))?;
+        let (hidden, heads) = (config.hidden_size, config.num_attention_heads);
+
         let mut sites = Sites::default();
         let tokens = names.name("embeddings.token_embedding.weight");
         let positions = names.name("embeddings.position_embedding.weight");
@@ -119,6 +148,11 @@ impl<D: Device> Clip<D> {
     /// The width of the embedding.
     pub fn hidden(&self) -> usize {
         self.tokens.cols()
+    }
+
+    /// How many token ids there are.
+    pub fn vocabulary(&self) -> usize {
+        self.tokens.rows()
     }
 
     /// The longest sequence that [`Self::encode`] takes.
@@ -277,6 +311,16 @@ mod tests {
     #[test]
     fn agrees_with_transformers() {
         check("clip", &Golden::open("clip").folder);
+    }
+
+    /// Of a file on its own. What the tensors do not say is OpenAI's, as in the demo model.
+    #[test]
+    fn tensors_say_what_a_config_says() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/text_encoder");
+        let stated: Config = read_json(&folder.join("config.json")).unwrap();
+        let weights = Checkpoint::open_part(&folder, PartKind::Clip).unwrap();
+        let found = Config::of_tensors(&Names { weights: &weights, prefix: "text_model." }).unwrap();
+        assert_eq!(format!("{found:?}"), format!("{:?}", Config { eos_token_id: LEGACY_EOS, ..stated }));
     }
 
     #[test]

@@ -27,6 +27,11 @@ impl Embedding {
         Ok(Embedding { bytes: tensor.bytes.to_vec(), dtype: tensor.dtype, scale, rows, cols })
     }
 
+    /// Number of rows.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// Width of a row.
     pub(super) fn cols(&self) -> usize {
         self.cols

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
+use half::bf16;
 use serde::Deserialize;
 
 use super::embedding::{Embedding, fuse_rows};
 use crate::lora::{Linear, Run, Sites};
-use crate::ops::{Activation, Attention, Device, LinearSource, Mask, Norm};
-use crate::weights::{Checkpoint, read_json};
+use crate::ops::{Activation, Attention, DenseSource, Device, LinearSource, Mask, Norm, Storage};
+use crate::weights::{Checkpoint, Dtype, PartKind, pack, read_json};
 use crate::{Error, Result};
 
 /// The keys of config.json that the network depends on.
@@ -27,6 +28,39 @@ struct Config {
 }
 
 impl Config {
+    /// The config of a file on its own: T5 v1.1.
+    fn of_tensors(weights: &Checkpoint) -> Result<Self> {
+        let shape = |name: &str| {
+            let tensor = weights.get(name).ok_or_else(|| weights.missing(name))?;
+            <[usize; 2]>::try_from(tensor.shape)
+                .map_err(|_| weights.bad(name, format!("has shape {:?}, a matrix is expected", tensor.shape)))
+        };
+        let rows = |name: &str| {
+            let [packed, plain] = ["qweight", "weight"].map(|suffix| format!("{name}.{suffix}"));
+            match weights.get(&packed) {
+                Some(_) => shape(&packed).map(|[rows, _]| rows.saturating_mul(4)),
+                None => shape(&plain).map(|[rows, _]| rows),
+            }
+        };
+        let [vocab_size, d_model] = shape(tokens(weights))?;
+        let [relative_attention_num_buckets, num_heads] = shape(DISTANCES)?;
+        let inner = rows("encoder.block.0.layer.0.SelfAttention.q")?;
+        let layer = |i: &usize| weights.get(&format!("encoder.block.{i}.layer.0.layer_norm.weight"));
+        Ok(Config {
+            vocab_size,
+            d_model,
+            d_kv: inner.checked_div(num_heads).unwrap_or(0),
+            d_ff: rows("encoder.block.0.layer.1.DenseReluDense.wi_0")?,
+            num_layers: (0..).take_while(|i| layer(i).is_some()).count(),
+            num_heads,
+            relative_attention_num_buckets,
+            relative_attention_max_distance: 128,
+            layer_norm_epsilon: 1e-6,
+            feed_forward_proj: "gated-gelu".into(),
+            dense_act_fn: None,
+        })
+    }
+
     fn check(&self, path: &Path) -> Result<()> {
         let wrong = |what: String| Err(Error::format(path, what));
         if [self.d_model, self.num_heads, self.d_kv, self.d_ff].contains(&0) {
@@ -49,6 +83,14 @@ impl Config {
         }
         Ok(())
     }
+}
+
+const DISTANCES: &str = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
+
+/// The token table has two names.
+fn tokens(weights: &Checkpoint) -> &'static str {
+    let tokens = ["shared.weight", "encoder.embed_tokens.weight"];
+    if weights.get(tokens[1]).is_some() { tokens[1] } else { tokens[0] }
 }
 
 /// T5EncoderModel, v1.1: pre-norm blocks with RMSNorm, no biases, and a learned bias on attention
@@ -74,29 +116,29 @@ struct Layer<D: Device> {
 }
 
 impl<D: Device> T5<D> {
-    /// Reads a folder of `config.json` and safetensors.
-    pub fn load(dev: &D, folder: &Path) -> Result<Self> {
-        let path = folder.join("config.json");
-        let config: Config = read_json(&path)?;
-        config.check(&path)?;
+    /// Reads a folder of `config.json` and safetensors, or a file on its own, Nunchaku's 4-bit one too.
+    pub fn load(dev: &D, path: &Path) -> Result<Self> {
+        let weights = Checkpoint::open_part(path, PartKind::T5)?;
+        let config_path = weights.config_path();
+        let config: Config = match &config_path {
+            Some(path) => read_json(path)?,
+            None => Config::of_tensors(&weights)?,
+        };
+        let path = config_path.as_deref().unwrap_or(path);
+        config.check(path)?;
         let (d_model, heads) = (config.d_model, config.num_heads);
-
-        let weights = Checkpoint::open(folder)?;
-        let tokens = ["shared.weight", "encoder.embed_tokens.weight"];
-        let tokens = if weights.get(tokens[1]).is_some() { tokens[1] } else { tokens[0] };
         let buckets = config.relative_attention_num_buckets;
         let mut sites = Sites::default();
-        let bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
         Ok(T5 {
-            tokens: Embedding::load(&weights, tokens, config.vocab_size, d_model)?,
+            tokens: Embedding::load(&weights, tokens(&weights), config.vocab_size, d_model)?,
             distances: Distances {
-                table: weights.f32(bias, &[buckets, heads])?,
+                table: weights.f32(DISTANCES, &[buckets, heads])?,
                 heads,
                 half: buckets / 2,
                 far: config.relative_attention_max_distance,
             },
             layers: (0..config.num_layers)
-                .map(|i| Layer::load(dev, &mut sites, &weights, i, &config, &path))
+                .map(|i| Layer::load(dev, &mut sites, &weights, i, &config, path))
                 .collect::<Result<_>>()?,
             final_norm: dev.upload(&weights.f32("encoder.final_layer_norm.weight", &[d_model])?, d_model)?,
             sites,
@@ -108,6 +150,11 @@ impl<D: Device> T5<D> {
     /// Where LoRAs attach, by the names in transformers' T5EncoderModel.
     pub fn sites(&self) -> &Sites {
         &self.sites
+    }
+
+    /// How many token ids there are.
+    pub fn vocabulary(&self) -> usize {
+        self.tokens.rows()
     }
 
     /// The width of an embedding.
@@ -140,7 +187,7 @@ impl<D: Device> Layer<D> {
         let inner = config.num_heads.checked_mul(config.d_kv);
         let inner = inner.ok_or_else(|| Error::format(path, "num_heads · d_kv is too large"))?;
         let name = |part: &str| format!("encoder.block.{i}.layer.{part}");
-        let dense = |part: &str, n, k| weights.dense(&name(part), n, k, false);
+        let dense = |part: &str, n, k| linear_or_awq(weights, &name(part), n, k);
         let norm = |part: &str| {
             let name = format!("encoder.block.{i}.layer.{part}.layer_norm.weight");
             dev.upload(&weights.f32(&name, &[d_model])?, d_model)
@@ -189,6 +236,41 @@ impl<D: Device> Layer<D> {
         let input = run.dev.prepare(&wide, 0..rows, Norm::None, run.layer(&self.down))?;
         run.dev.linear_add(&input, run.layer(&self.down), None, x, 0)
     }
+}
+
+/// A linear without bias, 4-bit if its codes are there. Their values are rounded to bf16, the precision in which
+/// Nunchaku computes them: T5-XXL in f32 would take 19 GB.
+fn linear_or_awq(weights: &Checkpoint, name: &str, n: usize, k: usize) -> Result<DenseSource> {
+    const GROUP: usize = 128;
+    let codes = format!("{name}.qweight");
+    if weights.get(&codes).is_none() {
+        return weights.dense(name, n, k, false);
+    }
+    if !n.is_multiple_of(4) || !k.is_multiple_of(GROUP) {
+        let what = format!("is of a linear [{n}, {k}]; 4-bit ones are multiples of [4, {GROUP}]");
+        return Err(weights.bad(&codes, what));
+    }
+    let codes = weights.bytes(&codes, Dtype::I16, &[n / 4, k])?;
+    // There may be more groups than K has: they are padding.
+    let groups = |suffix: &str| -> Result<Vec<f32>> {
+        let name = format!("{name}.{suffix}");
+        let tensor = weights.get(&name).ok_or_else(|| weights.missing(&name))?;
+        match *tensor.shape {
+            [groups, columns] if groups >= k / GROUP && columns == n => weights.f32(&name, &[groups, n]),
+            ref shape => {
+                let what = format!("has shape {shape:?}, [{}, {n}] is expected", k / GROUP);
+                Err(weights.bad(&name, what))
+            }
+        }
+    };
+    let (scales, zeros) = (groups("scales")?, groups("scaled_zeros")?);
+    let codes = pack::unpack_awq_codes(codes, n, k);
+    let value = |(i, &code): (usize, &u8)| {
+        let at = i % k / GROUP * n + i / k;
+        bf16::from_f32(f32::from(code) * scales[at] + zeros[at]).to_f32()
+    };
+    let weight = codes.iter().enumerate().map(value).collect();
+    Ok(DenseSource { n, k, weight, bias: vec![], storage: Storage::Bf16 })
 }
 
 /// The learned bias by distance of query and key, in buckets: half of them for keys before the query
@@ -240,12 +322,14 @@ impl Distances {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use safetensors::tensor::TensorView;
     use serde_json::{Value, json};
 
     use super::*;
     use crate::device::cpu::Cpu;
     use crate::models::testing::{Altered, Golden, relative_error};
     use crate::ops::Profile;
+    use crate::weights::testing::TempDir;
 
     fn cpu() -> Cpu {
         Cpu::new(1, Profile::W4A8).unwrap()
@@ -265,6 +349,73 @@ mod tests {
     #[test]
     fn agrees_with_transformers() {
         check(&Golden::open("t5").folder);
+    }
+
+    /// `t5xxl.safetensors`: no config.json. In FP8, values that are exact there give what they give in bf16.
+    #[test]
+    fn files_on_their_own_are_what_their_tensors_say() {
+        let golden = Golden::open("t5");
+        let dir = TempDir::new();
+        let file = std::fs::read(golden.folder.join("model.safetensors")).unwrap();
+        check(&dir.write("t5xxl.safetensors", &file));
+
+        let run = |dtype: Dtype| {
+            let code = |i: usize| 0x18 + (i * 31 % 32) as u8 + if i.is_multiple_of(3) { 128 } else { 0 };
+            let altered = golden.altered(|a| {
+                for (kind, shape, bytes) in a.tensors.values_mut().filter(|t| t.1.len() == 2) {
+                    let codes: Vec<u8> = (0..shape.iter().product()).map(code).collect();
+                    let values = crate::weights::float::decode(Dtype::F8_E4M3, &codes).unwrap();
+                    *kind = dtype;
+                    *bytes = if dtype == Dtype::BF16 { pack::f32_to_bf16(&values) } else { codes };
+                }
+            });
+            let dev = cpu();
+            let t5 = T5::load(&dev, altered.path()).unwrap();
+            dev.download(&t5.encode(Run::plain(&dev), &golden.ids()[0]).unwrap()).unwrap()
+        };
+        assert_eq!(run(Dtype::F8_E4M3), run(Dtype::BF16));
+    }
+
+    /// One AWQ linear, `[8, 256]` in groups of 128, with groups of padding.
+    fn awq(shape: [usize; 2], codes: Dtype, scales: [usize; 2]) -> Checkpoint {
+        let values = |count: usize| -> Vec<u8> {
+            pack::f32_to_bf16(&(0..count).map(|i| 0.5 + i as f32 / 8.0).collect::<Vec<_>>())
+        };
+        let bytes: Vec<u8> = (0..shape[0] * shape[1] * 2).map(|i| (i * 7) as u8).collect();
+        let scale = values(scales[0] * scales[1]);
+        let views = [
+            ("x.qweight", TensorView::new(codes, shape.to_vec(), &bytes).unwrap()),
+            ("x.scales", TensorView::new(Dtype::BF16, scales.to_vec(), &scale).unwrap()),
+            ("x.scaled_zeros", TensorView::new(Dtype::BF16, scales.to_vec(), &scale).unwrap()),
+        ];
+        let file = safetensors::serialize(views, None).unwrap();
+        Checkpoint::from_bytes(Path::new("t5.safetensors"), file).unwrap()
+    }
+
+    #[test]
+    fn awq_linears_are_code_times_scale_plus_zero() {
+        let (n, k) = (8, 256);
+        let linear = linear_or_awq(&awq([2, 256], Dtype::I16, [8, 8]), "x", n, k).unwrap();
+        assert!(linear.bias.is_empty() && linear.storage == Storage::Bf16);
+        for (row, col) in (0..n).flat_map(|row| (0..k).map(move |col| (row, col))) {
+            let word = row / 4 * k + col / 64 * 64 + row % 4 * 16 + col % 64 / 32 * 8 + col % 8;
+            let nibble = col % 32 / 8;
+            let code = ((word * 2 + nibble / 2) * 7) as u8 >> (nibble % 2 * 4) & 15;
+            let scale = bf16::from_f32(0.5 + (col / 128 * n + row) as f32 / 8.0).to_f32();
+            let want = bf16::from_f32(f32::from(code) * scale + scale).to_f32();
+            assert_eq!(linear.weight[row * k + col], want, "({row}, {col})");
+        }
+        for (shape, codes, scales, n, k, expected) in [
+            ([2, 256], Dtype::I16, [1, 8], 8, 256, "`x.scales` has shape [1, 8], [2, 8] is expected"),
+            ([2, 256], Dtype::I16, [2, 4], 8, 256, "`x.scales` has shape [2, 4]"),
+            ([2, 256], Dtype::F16, [2, 8], 8, 256, "`x.qweight` has dtype F16, I16 is expected"),
+            ([2, 256], Dtype::I16, [2, 8], 8, 512, "`x.qweight` has shape [2, 256], [2, 512] is expected"),
+            ([2, 256], Dtype::I16, [2, 8], 8, 192, "is of a linear [8, 192]"),
+            ([2, 256], Dtype::I16, [2, 8], 7, 256, "is of a linear [7, 256]"),
+        ] {
+            let text = linear_or_awq(&awq(shape, codes, scales), "x", n, k).err().unwrap().to_string();
+            assert!(text.contains(expected), "{text}");
+        }
     }
 
     #[test]

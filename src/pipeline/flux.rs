@@ -12,7 +12,7 @@ use crate::lora::{self, Attached, LoraInfo, Patch, Run, Sites};
 use crate::models::{clip::Clip, flux::Flux, t5::T5, vae::Vae};
 use crate::ops::Device;
 use crate::weights::flux::FluxWeights;
-use crate::weights::{Checkpoint, PipelineFolder};
+use crate::weights::{Checkpoint, ModelFiles, PartKind};
 use crate::{Error, Result};
 
 /// One image to make. Every field is already checked against the model.
@@ -77,56 +77,35 @@ pub struct FluxPipeline<D: Device> {
 pub struct FluxLora<D: Device>([Patch<D>; 3]);
 
 impl<D: Device> FluxPipeline<D> {
-    /// Loads the parts of `folder`, and the transformer from `weights`, onto `dev`. Prompts are padded
-    /// or cut to `max_sequence_length` T5 tokens.
+    /// Loads the parts in `files`, and the transformer from `weights`, onto `dev`. Prompts are padded or cut to
+    /// `max_sequence_length` T5 tokens. Tokenizers and schedule are FLUX.1's if no pipeline folder has others.
     pub fn load(
         dev: D,
-        folder: &PipelineFolder,
+        files: &ModelFiles,
         weights: &FluxWeights,
         max_sequence_length: usize,
     ) -> Result<Self> {
-        let clip = Clip::load(&dev, &folder.text_encoder())?;
-        let t5 = T5::load(&dev, &folder.text_encoder_2())?;
-        let vae = Vae::load(&dev, &folder.vae())?;
-        let config = weights.config();
-        fits(
-            weights.checkpoint().path(),
-            "joint_attention_dim",
-            config.joint_attention_dim,
-            "T5's d_model",
-            t5.hidden(),
-        )?;
-        fits(
-            weights.checkpoint().path(),
-            "pooled_projection_dim",
-            config.pooled_projection_dim,
-            "CLIP's hidden_size",
-            clip.hidden(),
-        )?;
-        fits(
-            weights.checkpoint().path(),
-            "in_channels",
-            config.in_channels,
-            "4 x the VAE's latent_channels",
-            4 * vae.latent_channels(),
-        )?;
-        fits(
-            weights.checkpoint().path(),
-            "out_channels",
-            config.out_channels,
-            "in_channels",
-            config.in_channels,
-        )?;
-        Ok(FluxPipeline {
-            clip_tokenizer: Tokenizer::open(&folder.tokenizer(), Kind::Clip, clip.max_tokens())?,
-            t5_tokenizer: Tokenizer::open(&folder.tokenizer_2(), Kind::T5, max_sequence_length)?,
-            scheduler: SchedulerConfig::load(&folder.scheduler())?,
-            flux: Flux::load(&dev, weights)?,
-            dev,
-            clip,
-            t5,
-            vae,
-        })
+        let [clip_path, t5_path] = [PartKind::Clip, PartKind::T5].map(|kind| files.part(kind));
+        let clip = Clip::load(&dev, clip_path)?;
+        let t5 = T5::load(&dev, t5_path)?;
+        let vae = Vae::load(&dev, files.part(PartKind::Vae))?;
+        check_sizes(weights, t5.hidden(), clip.hidden(), 4 * vae.latent_channels())?;
+        let (clip_tokenizer, t5_tokenizer, scheduler) = match files.folder() {
+            Some(folder) => (
+                Tokenizer::open(&folder.tokenizer(), Kind::Clip, clip.max_tokens())?,
+                Tokenizer::open(&folder.tokenizer_2(), Kind::T5, max_sequence_length)?,
+                SchedulerConfig::load(&folder.scheduler())?,
+            ),
+            None => (
+                Tokenizer::flux_1(Kind::Clip, clip.max_tokens())?,
+                Tokenizer::flux_1(Kind::T5, max_sequence_length)?,
+                SchedulerConfig::flux_1(weights.config().guidance_embeds),
+            ),
+        };
+        check_vocabulary(clip_path, &clip_tokenizer, clip.vocabulary())?;
+        check_vocabulary(t5_path, &t5_tokenizer, t5.vocabulary())?;
+        let flux = Flux::load(&dev, weights)?;
+        Ok(FluxPipeline { clip_tokenizer, t5_tokenizer, scheduler, flux, dev, clip, t5, vae })
     }
 
     /// Width and height of an image are multiples of this many pixels: a patch is 2x2 latents.
@@ -204,13 +183,39 @@ impl<D: Device> FluxPipeline<D> {
     }
 }
 
-/// The transformer's `name` must be what the pipeline's other parts need.
-fn fits(path: &Path, name: &str, value: usize, other: &str, wanted: usize) -> Result<()> {
-    if value == wanted {
+/// The transformer must fit the text encoders' widths and the `patch` channels of 2x2 latents.
+fn check_sizes(weights: &FluxWeights, t5: usize, clip: usize, patch: usize) -> Result<()> {
+    let (config, path) = (weights.config(), weights.checkpoint().path());
+    if config.in_channels > patch && config.out_channels == patch {
+        return Err(Error::Unsupported(format!(
+            "{}: the transformer takes {} channels, {patch} of noise and the rest of images to work from, as FLUX.1 Fill, \
+             Canny and Depth do: this cannot be run yet",
+            path.display(),
+            config.in_channels
+        )));
+    }
+    for (name, value, other, wanted) in [
+        ("joint_attention_dim", config.joint_attention_dim, "T5's d_model", t5),
+        ("pooled_projection_dim", config.pooled_projection_dim, "CLIP's hidden_size", clip),
+        ("in_channels", config.in_channels, "4 x the VAE's latent_channels", patch),
+        ("out_channels", config.out_channels, "in_channels", config.in_channels),
+    ] {
+        if value != wanted {
+            let what = format!("the transformer's {name} is {value}, but {other} is {wanted}");
+            return Err(Error::WrongModel { path: path.into(), what });
+        }
+    }
+    Ok(())
+}
+
+/// Every token of the tokenizer must have a row in its encoder's table.
+fn check_vocabulary(encoder: &Path, tokenizer: &Tokenizer, rows: usize) -> Result<()> {
+    let tokens = tokenizer.vocabulary();
+    if tokens <= rows {
         return Ok(());
     }
-    Err(Error::WrongModel {
-        path: path.into(),
-        what: format!("the transformer's {name} is {value}, but {other} is {wanted}"),
-    })
+    let what = format!(
+        "has {rows} tokens, but its tokenizer {tokens}: of a model with tokenizers of its own, the pipeline folder is needed"
+    );
+    Err(Error::WrongModel { path: encoder.into(), what })
 }

@@ -76,6 +76,12 @@ impl SchedulerConfig {
         Ok(config)
     }
 
+    /// What FLUX.1's own pipelines say: dev, and models like it, shift the sigmas by the size of the image; schnell does not.
+    pub fn flux_1(dev: bool) -> Self {
+        let shift = if dev { 3.0 } else { 1.0 };
+        SchedulerConfig { shift, use_dynamic_shifting: dev, ..SchedulerConfig::default() }
+    }
+
     fn check(&self, path: &Path) -> Result<()> {
         let unsupported = |what: &str| Err(Error::Unsupported(format!("{}: {what}", path.display())));
         if self.class_name != CLASS {

@@ -1,10 +1,12 @@
 //! Prompts to token ids, by the tokenizer files of CLIP and T5: the ids that transformers gives with
 //! `padding="max_length", truncation=True`.
 
+use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use flate2::read::GzDecoder;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -60,6 +62,17 @@ impl Tokenizer {
         Self::new(read_text(&path)?.as_bytes(), &path, pad, max_length)
     }
 
+    /// FLUX.1's own, which the library holds.
+    pub fn flux_1(kind: Kind, max_length: usize) -> Result<Self> {
+        let (packed, name) = match kind {
+            Kind::Clip => (&include_bytes!("../../assets/tokenizers/clip_l.json.gz")[..], "CLIP's tokenizer"),
+            Kind::T5 => (&include_bytes!("../../assets/tokenizers/t5_xxl.json.gz")[..], "T5's tokenizer"),
+        };
+        let (mut json, name) = (Vec::new(), Path::new(name));
+        GzDecoder::new(packed).read_to_end(&mut json).map_err(|e| Error::io(name, e))?;
+        Self::new(&json, name, kind.pad_token(), max_length)
+    }
+
     /// Takes the contents of a `tokenizer.json`; `origin` is what errors call it.
     pub fn from_bytes(json: &[u8], origin: &Path, kind: Kind, max_length: usize) -> Result<Self> {
         Self::new(json, origin, kind.pad_token(), max_length)
@@ -85,6 +98,11 @@ impl Tokenizer {
             )));
         }
         Ok(Tokenizer { origin: origin.into(), inner, max_length, end, pad })
+    }
+
+    /// How many token ids there are.
+    pub fn vocabulary(&self) -> usize {
+        self.inner.get_vocab_size(true)
     }
 
     /// How many ids [`Self::encode`] gives.
@@ -214,7 +232,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::fs;
-    use std::io::Read;
 
     use super::*;
     use crate::weights::testing::TempDir;
@@ -262,13 +279,11 @@ mod tests {
     }
 
     fn open(set: &str, max_length: usize) -> Tokenizer {
-        let bytes =
-            |name: &str, kind| Tokenizer::from_bytes(&flux_json(name), Path::new(name), kind, max_length);
         match set {
             "demo_clip" => Tokenizer::open(&root("assets/demo/tokenizer"), Kind::Clip, max_length),
             "demo_t5" => Tokenizer::open(&root("assets/demo/tokenizer_2"), Kind::T5, max_length),
-            "clip_l" => bytes("clip_l", Kind::Clip),
-            "t5_xxl" => bytes("t5_xxl", Kind::T5),
+            "clip_l" => Tokenizer::flux_1(Kind::Clip, max_length),
+            "t5_xxl" => Tokenizer::flux_1(Kind::T5, max_length),
             other => panic!("no tokenizer {other:?}"),
         }
         .unwrap()

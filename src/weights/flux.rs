@@ -109,6 +109,11 @@ impl FluxWeights {
         self.rank
     }
 
+    /// Whether 4-bit weights are NVFP4.
+    pub fn is_nvfp4(&self) -> bool {
+        self.checkpoint.tensors().any(|t| t.name.ends_with(".wscales") && t.dtype == Dtype::F8_E4M3)
+    }
+
     /// The tensors by name.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint

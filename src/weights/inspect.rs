@@ -51,13 +51,8 @@ pub fn inspect(path: &Path) -> Result<Summary> {
     let parts = match path.join("model_index.json").exists() {
         true => {
             let folder = PipelineFolder::open(path)?;
-            let of = |path: &Path, kind| Part::of(&Checkpoint::open_part(path, kind)?, Some(kind));
-            vec![
-                of(folder.transformer(), PartKind::Transformer)?,
-                of(&folder.text_encoder(), PartKind::Clip)?,
-                of(&folder.text_encoder_2(), PartKind::T5)?,
-                of(&folder.vae(), PartKind::Vae)?,
-            ]
+            let of = |kind| Part::of(&Checkpoint::open_part(&folder.part(kind), kind)?, Some(kind));
+            PartKind::ALL.into_iter().map(of).collect::<Result<_>>()?
         }
         false => {
             let file = Checkpoint::open(path)?;

@@ -9,7 +9,7 @@ use super::json::read_json;
 use crate::{Error, Result};
 
 /// Base names under which diffusers and transformers save the weights of a model.
-const USUAL: [&str; 2] = ["diffusion_pytorch_model", "model"];
+pub(super) const USUAL: [&str; 2] = ["diffusion_pytorch_model", "model"];
 /// The two files of a Nunchaku folder, as made before 2025's single files.
 const NUNCHAKU: [&str; 2] = ["transformer_blocks.safetensors", "unquantized_layers.safetensors"];
 

@@ -1,6 +1,7 @@
 //! Checkpoints: safetensors files and folders, their configs, and Nunchaku's packing.
 
 mod checkpoint;
+mod files;
 pub(crate) mod float;
 pub mod flux;
 mod header;
@@ -15,6 +16,7 @@ mod random;
 pub(crate) mod testing;
 
 pub use checkpoint::{Checkpoint, Tensor};
+pub use files::ModelFiles;
 pub use inspect::{Amount, Part, Summary, inspect};
 pub use json::{parse_json, read_json, read_text};
 pub use names::PartKind;

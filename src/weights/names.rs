@@ -7,9 +7,10 @@ mod nunchaku;
 mod tests;
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Checkpoint;
+use super::locate::USUAL;
 use crate::{Error, Result};
 
 /// A network of a FLUX.1 pipeline.
@@ -105,5 +106,17 @@ impl Checkpoint {
             PartKind::Clip | PartKind::T5 => {}
         }
         Ok(self)
+    }
+
+    /// The config.json of this network: that of its folder, or beside a file of a name that diffusers or transformers
+    /// gives. Files on their own have none, and are what their tensors say.
+    pub(crate) fn config_path(&self) -> Option<PathBuf> {
+        let path = self.path();
+        if path.is_dir() {
+            return Some(path.join("config.json"));
+        }
+        let name = path.file_name()?.to_str()?;
+        let beside = path.with_file_name("config.json");
+        (USUAL.iter().any(|usual| name.starts_with(usual)) && beside.is_file()).then_some(beside)
     }
 }

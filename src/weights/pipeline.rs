@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{locate::file_names, read_json};
+use super::{PartKind, locate::file_names, read_json};
 use crate::{Error, Result};
 
 /// A folder with a `model_index.json` of diffusers' `FluxPipeline`.
@@ -122,6 +122,16 @@ impl PipelineFolder {
     /// Config file of the scheduler.
     pub fn scheduler(&self) -> PathBuf {
         self.dir.join("scheduler").join("scheduler_config.json")
+    }
+
+    /// File or folder of a network.
+    pub fn part(&self, kind: PartKind) -> PathBuf {
+        match kind {
+            PartKind::Transformer => self.transformer.clone(),
+            PartKind::Clip => self.text_encoder(),
+            PartKind::T5 => self.text_encoder_2(),
+            PartKind::Vae => self.vae(),
+        }
     }
 
     /// What the model's makers recommend.

@@ -167,7 +167,7 @@ fn every_function_checks_its_arguments() {
         case!(svdq_model_load, "sources past the struct's end", "sources is NULL", load_with(|p| p.struct_size = 8)),
         case!(svdq_model_load, "no sources", "sources is NULL", load_with(|p| p.sources = ptr::null())),
         case!(svdq_model_load, "crooked sources", "sources", load_with(|p| p.sources = crooked(p.sources))),
-        case!(svdq_model_load, "three sources", "source_count is 3", load_with(|p| p.source_count = 3)),
+        case!(svdq_model_load, "too many sources", "source_count is 17", load_with(|p| p.source_count = 17)),
         case!(svdq_model_load, "wild number of sources", "source_count is 4294967295", load_with(|p| p.source_count = u32::MAX)),
         case!(svdq_model_load, "unknown profile", "profile is 4", load_with(|p| p.profile = 4)),
         case!(svdq_model_load, "reserved", "reserved is 1", load_with(|p| p.reserved = 1)),

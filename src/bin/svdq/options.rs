@@ -6,12 +6,16 @@ use std::path::{Path, PathBuf};
 use lexopt::{Parser, ValueExt};
 use svdq::engine::{Context, ContextOptions, Lora, Model, ModelOptions};
 use svdq::ops::Profile;
+use svdq::weights::{Checkpoint, PartKind};
 
 use crate::Failure;
 
 pub(crate) const MODEL_HELP: &str = "
-    --model DIR          diffusers pipeline folder; default: $SVDQ_MODEL, else the demo model
-    --transformer PATH   4-bit file or diffusers transformer folder to use in place of the model's own
+    --model PATH         diffusers pipeline folder; default: $SVDQ_MODEL, else the demo model. Or the transformer
+                         alone, with --encoders and --vae
+    --transformer PATH   transformer to use in place of the model's own: 4-bit or 16-bit, file or folder
+    --encoders PATH      CLIP and T5, or one of them: a file, or a folder with both. May be given twice
+    --vae PATH           VAE: a file or folder
     --lora FILE[:S]      LoRA and its strength, 1 if not given; may be repeated
     --profile NAME       activations of 4-bit layers: w4a4, w4a8 (default) or w4a16
     --threads N          CPU threads; default: one a core. Images do not depend on it
@@ -21,7 +25,8 @@ pub(crate) const MODEL_HELP: &str = "
 #[derive(Default)]
 pub(crate) struct ModelArgs {
     model: Option<PathBuf>,
-    transformer: Option<PathBuf>,
+    /// Beside the model, and what each has to be if that was said.
+    parts: Vec<(PathBuf, Option<PartKind>)>,
     profile: Option<Profile>,
     threads: usize,
     loras: Vec<(PathBuf, f32)>,
@@ -32,7 +37,9 @@ impl ModelArgs {
     pub(crate) fn take(&mut self, name: String, args: &mut Parser) -> Result<(), lexopt::Error> {
         match name.as_str() {
             "model" => self.model = Some(args.value()?.into()),
-            "transformer" => self.transformer = Some(args.value()?.into()),
+            "transformer" => self.parts.push((args.value()?.into(), Some(PartKind::Transformer))),
+            "encoders" => self.parts.push((args.value()?.into(), None)),
+            "vae" => self.parts.push((args.value()?.into(), Some(PartKind::Vae))),
             "lora" => self.loras.push(lora(args.value()?)?),
             "profile" => self.profile = Some(args.value()?.parse_with(profile)?),
             "threads" => self.threads = args.value()?.parse()?,
@@ -41,13 +48,21 @@ impl ModelArgs {
         Ok(())
     }
 
-    /// The folder that will be loaded.
-    pub(crate) fn path(&self) -> Result<PathBuf, svdq::Error> {
-        match (&self.model, std::env::var_os("SVDQ_MODEL")) {
-            (Some(path), _) => Ok(path.clone()),
-            (None, Some(path)) => Ok(path.into()),
-            (None, None) => demo_model(),
+    /// What will be loaded.
+    fn sources(&self) -> Result<Vec<PathBuf>, svdq::Error> {
+        let model = match (&self.model, std::env::var_os("SVDQ_MODEL")) {
+            (Some(path), _) => path.clone(),
+            (None, Some(path)) => path.into(),
+            (None, None) => demo_model()?,
+        };
+        let mut sources = vec![model];
+        for (path, kind) in &self.parts {
+            if let Some(kind) = kind {
+                Checkpoint::open_part(path, *kind)?;
+            }
+            sources.push(path.clone());
         }
+        Ok(sources)
     }
 
     /// `--model` as it was given.
@@ -68,8 +83,7 @@ impl ModelArgs {
     /// Loads the model.
     pub(crate) fn load(&self) -> Result<Model, Failure> {
         let context = self.context()?;
-        let options =
-            ModelOptions { path: self.path()?, transformer: self.transformer.clone(), profile: self.profile };
+        let options = ModelOptions { sources: self.sources()?, profile: self.profile };
         Ok(Model::load(&context, &options)?)
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::weights::read_json;
+use crate::weights::{Checkpoint, read_json};
 use crate::{Error, Result};
 
 /// What `config.json` says. A field left out has diffusers' default.
@@ -52,12 +52,50 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The config of a checkpoint: its config.json, or, of a file on its own, FLUX.1's in the sizes of the tensors.
+    pub(super) fn of(checkpoint: &Checkpoint) -> Result<Self> {
+        match checkpoint.config_path() {
+            Some(path) => Config::load(&path),
+            None => Config::of_tensors(checkpoint)?.check(checkpoint.path()),
+        }
+    }
+
     /// Reads and checks the file `path`.
     pub(super) fn load(path: &Path) -> Result<Self> {
-        let config: Self = read_json(path)?;
-        config.check_kind(path)?;
-        config.check_sizes().map_err(|what| Error::format(path, what))?;
-        Ok(config)
+        read_json::<Self>(path)?.check(path)
+    }
+
+    fn check(self, path: &Path) -> Result<Self> {
+        self.check_kind(path)?;
+        self.check_sizes().map_err(|what| Error::format(path, what))?;
+        Ok(self)
+    }
+
+    /// What the tensors of the decoder say, and FLUX.1's constants.
+    fn of_tensors(checkpoint: &Checkpoint) -> Result<Self> {
+        let channels = |name: &str, dimension: usize| {
+            let tensor = checkpoint.get(name)?;
+            tensor.shape.get(dimension).copied()
+        };
+        let level = |i: usize| channels(&format!("decoder.up_blocks.{i}.resnets.0.conv1.weight"), 0);
+        let mut block_out_channels: Vec<usize> = (0..).map_while(level).collect();
+        block_out_channels.reverse();
+        let resnet = |j: &usize| channels(&format!("decoder.up_blocks.0.resnets.{j}.conv1.weight"), 0);
+        let conv_in = "decoder.conv_in.weight";
+        let levels = block_out_channels.len();
+        Ok(Config {
+            down_block_types: vec!["DownEncoderBlock2D".into(); levels],
+            up_block_types: vec!["UpDecoderBlock2D".into(); levels],
+            block_out_channels,
+            layers_per_block: (0..).take_while(|j| resnet(j).is_some()).count().saturating_sub(1),
+            latent_channels: channels(conv_in, 1).ok_or_else(|| checkpoint.missing(conv_in))?,
+            scaling_factor: 0.3611,
+            shift_factor: Some(0.1159),
+            use_quant_conv: checkpoint.get("quant_conv.weight").is_some(),
+            use_post_quant_conv: checkpoint.get("post_quant_conv.weight").is_some(),
+            mid_block_add_attention: checkpoint.get("decoder.mid_block.attentions.0.to_q.weight").is_some(),
+            ..Config::default()
+        })
     }
 
     /// Refuses networks of another kind.
@@ -127,5 +165,27 @@ impl Config {
     /// Channels at the low resolution, where the mid block works.
     pub(super) fn mid_channels(&self) -> usize {
         self.block_out_channels.last().copied().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::weights::PartKind;
+
+    /// The golden VAE has FLUX.1's constants, but groups of its own.
+    #[test]
+    fn tensors_say_what_a_config_says() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        for name in ["vae", "vae_quant"] {
+            let checkpoint = Checkpoint::open_part(&folder.join(name), PartKind::Vae).unwrap();
+            let stated = Config::of(&checkpoint).unwrap();
+            let found = Config {
+                norm_num_groups: stated.norm_num_groups,
+                ..Config::of_tensors(&checkpoint).unwrap()
+            };
+            assert_eq!(format!("{found:?}"), format!("{stated:?}"));
+        }
     }
 }

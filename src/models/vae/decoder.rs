@@ -7,7 +7,7 @@ use super::check_image;
 use super::config::Config;
 use crate::Result;
 use crate::ops::Device;
-use crate::weights::Checkpoint;
+use crate::weights::{Checkpoint, PartKind};
 
 /// The decoder of a VAE.
 pub struct Vae<D: Device> {
@@ -21,15 +21,15 @@ pub struct Vae<D: Device> {
 }
 
 impl<D: Device> Vae<D> {
-    /// Loads the decoder from a diffusers folder: `config.json` and safetensors, with
-    /// or without the encoder's tensors.
+    /// Loads the decoder from a diffusers folder, `config.json` and safetensors, or from a file on its own, in diffusers'
+    /// or Black Forest Labs' names, with or without the encoder's tensors.
     ///
     /// # Errors
     /// A file is missing or malformed, the config asks for another kind of network, or config and
     /// tensors contradict each other.
-    pub fn load(dev: &D, folder: &Path) -> Result<Self> {
-        let config = Config::load(&folder.join("config.json"))?;
-        let file = Checkpoint::open(folder)?;
+    pub fn load(dev: &D, path: &Path) -> Result<Self> {
+        let file = Checkpoint::open_part(path, PartKind::Vae)?;
+        let config = Config::of(&file)?;
         let mut l = Loader::new(dev, &file, &config, ["decoder.", "post_quant_conv."]);
         let (latent, mid) = (config.latent_channels, config.mid_channels());
         let post_quant = match config.use_post_quant_conv {

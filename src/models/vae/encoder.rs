@@ -6,7 +6,7 @@ use super::blocks::{GroupNorm, Level, Loader, Mid};
 use super::check_image;
 use super::config::Config;
 use crate::ops::Device;
-use crate::weights::Checkpoint;
+use crate::weights::{Checkpoint, PartKind};
 use crate::{Error, Result};
 
 /// The encoder of a VAE. It is apart from [`super::Vae`] because text to image has no use for it.
@@ -31,13 +31,13 @@ pub struct Encoded {
 }
 
 impl<D: Device> VaeEncoder<D> {
-    /// Loads the encoder from the folder of [`super::Vae::load`].
+    /// Loads the encoder from the folder or file of [`super::Vae::load`].
     ///
     /// # Errors
     /// As there; also when the folder holds the decoder alone.
-    pub fn load(dev: &D, folder: &Path) -> Result<Self> {
-        let config = Config::load(&folder.join("config.json"))?;
-        let file = Checkpoint::open(folder)?;
+    pub fn load(dev: &D, path: &Path) -> Result<Self> {
+        let file = Checkpoint::open_part(path, PartKind::Vae)?;
+        let config = Config::of(&file)?;
         let mut l = Loader::new(dev, &file, &config, ["encoder.", "quant_conv."]);
         let mut from = config.block_out_channels[0];
         let conv_in = l.conv("encoder.conv_in", from, 3, 3)?;

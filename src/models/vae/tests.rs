@@ -192,7 +192,7 @@ fn bad_configs_are_named() {
         assert!(answer.contains(expected) && answer.contains("config.json"), "{key} {value}: {answer}");
     }
     let nothing = Vae::load(&cpu(), TempDir::new().path()).err().unwrap().to_string();
-    assert!(nothing.contains("config.json"), "{nothing}");
+    assert!(nothing.contains("no .safetensors file"), "{nothing}");
 }
 
 #[test]
