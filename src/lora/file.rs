@@ -69,6 +69,11 @@ impl<'a> Contents<'a> {
                         let what = format!("has shape {:?}, [{len}] is expected", tensor.shape);
                         return Err(wrong(file, tensor.name, what));
                     }
+                    let same = |r: &&Replacement<'_>| (r.network, r.site) == (network, site);
+                    if let Some(other) = contents.replacements.iter().find(same) {
+                        let what = format!("replaces the same vector as `{}`", other.tensor.name);
+                        return Err(file.bad(tensor.name, what));
+                    }
                     contents.replacements.push(Replacement { network, site, tensor });
                 }
                 Some((network, target, None)) if role != Role::Vector => {

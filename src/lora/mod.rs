@@ -1,8 +1,8 @@
 //! LoRAs: low-rank updates of a network's linears, attached for a run and never merged into the weights.
 //!
-//! A file is read in four steps: keys are taken apart and named modules looked up ([`names`]), tensors of a module
-//! are put together ([`file`]), modules are cut and joined to updates of sites ([`pieces`]), and these are put on
-//! the device. [`sites`] is what the networks see.
+//! A file is read in four steps: keys are taken apart and named modules looked up (`names`), tensors of a module
+//! are put together (`file`), modules are cut and joined to updates of sites (`pieces`), and these are put on
+//! the device. `sites` is what the networks see.
 
 mod describe;
 mod file;

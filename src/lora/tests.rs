@@ -15,6 +15,7 @@ use crate::models::flux::tests::velocity;
 use crate::models::t5::T5;
 use crate::models::testing::{Golden, relative_error};
 use crate::ops::Profile;
+use crate::ops::shapes::Shapes;
 use crate::weights::flux::FluxWeights;
 
 /// Files that hold the same LoRA in different namings and types of elements.
@@ -187,4 +188,56 @@ fn q_k_and_v_share_their_projection_where_it_is_the_same() {
     // of split.safetensors no two q, k, v are the same
     let sites: BTreeSet<usize> = networks.open("split")[0].updates.iter().map(|u| u.0).collect();
     assert!(networks.open("split")[0].updates.len() > sites.len());
+}
+
+/// FLUX.1's real sizes: a LoRA of every linear, in kohya's names, has a place for each of its tensors.
+#[test]
+fn a_lora_of_flux_1_dev_fits() {
+    let (_folder, weights) = crate::weights::flux::tests::sparse_flux_1(true);
+    let flux = Flux::load(&Shapes, &weights).unwrap();
+    let mut file = files::File::empty();
+    let mut add = |name: String, n: usize, k: usize| {
+        file.ones(&format!("lora_unet_{name}.lora_down.weight"), &[1, k]);
+        file.ones(&format!("lora_unet_{name}.lora_up.weight"), &[n, 1]);
+    };
+    let d = 3072;
+    for i in 0..19 {
+        for stream in ["img", "txt"] {
+            for (part, n, k) in [
+                ("mod_lin", 6 * d, d),
+                ("attn_qkv", 3 * d, d),
+                ("attn_proj", d, d),
+                ("mlp_0", 4 * d, d),
+                ("mlp_2", d, 4 * d),
+            ] {
+                add(format!("double_blocks_{i}_{stream}_{part}"), n, k);
+            }
+        }
+    }
+    for i in 0..38 {
+        for (part, n, k) in [("modulation_lin", 3 * d, d), ("linear1", 7 * d, d), ("linear2", d, 5 * d)] {
+            add(format!("single_blocks_{i}_{part}"), n, k);
+        }
+    }
+    for (name, n, k) in [
+        ("img_in", d, 64),
+        ("txt_in", d, 4096),
+        ("time_in_in_layer", d, 256),
+        ("guidance_in_out_layer", d, d),
+        ("vector_in_in_layer", d, 768),
+        ("final_layer_adaLN_modulation_1", 2 * d, d),
+        ("final_layer_linear", 64, d),
+    ] {
+        add(name.into(), n, k);
+    }
+    let nothing = Sites::default();
+    let (patches, info) = load(&Shapes, &file.checkpoint(), [flux.sites(), &nothing, &nothing]).unwrap();
+    assert_eq!((info.modules, info.unused), (19 * 10 + 38 * 3 + 7, vec![]));
+    // One update of each site: five a stream or single block.
+    assert_eq!(patches[0].updates.len(), (19 * 2 + 38) * 5 + 7);
+    let attached = Attached::new(flux.sites(), [(&patches[0], 1.0)]).unwrap();
+    let run = Run::with(&Shapes, &attached);
+    let conditioning = flux.condition(run, &[500.0], 3.5, &[0.0; 768]).unwrap();
+    let sequence = flux.sequence(run, &Shapes.zeros(512, 4096).unwrap(), 512, [64, 64]).unwrap();
+    flux.velocity(run, &Shapes.zeros(4096, 64).unwrap(), &sequence, &conditioning, 0).unwrap();
 }

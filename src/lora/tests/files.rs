@@ -9,7 +9,7 @@ use crate::Error;
 use crate::weights::Dtype;
 
 /// A file about to be written: type, shape and bytes of every tensor, and metadata.
-struct File {
+pub(super) struct File {
     tensors: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>,
     metadata: Option<HashMap<String, String>>,
 }
@@ -22,7 +22,7 @@ impl File {
         File { tensors: tensors.collect(), metadata: None }
     }
 
-    fn empty() -> Self {
+    pub(super) fn empty() -> Self {
         File { tensors: BTreeMap::new(), metadata: None }
     }
 
@@ -31,7 +31,7 @@ impl File {
     }
 
     /// A bfloat16 tensor of ones.
-    fn ones(&mut self, name: &str, shape: &[usize]) {
+    pub(super) fn ones(&mut self, name: &str, shape: &[usize]) {
         let bytes = [0x80, 0x3f].repeat(shape.iter().product());
         self.tensors.insert(name.into(), (Dtype::BF16, shape.to_vec(), bytes));
     }
@@ -40,7 +40,7 @@ impl File {
         self.metadata = Some(HashMap::from([("lora_adapter_metadata".into(), config.into())]));
     }
 
-    fn checkpoint(&self) -> Checkpoint {
+    pub(super) fn checkpoint(&self) -> Checkpoint {
         let views = self.tensors.iter().map(|(name, (dtype, shape, bytes))| {
             (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
         });
@@ -162,6 +162,15 @@ const CASES: &[Case] = &[
         |f| f.ones("transformer_blocks.0.attn.norm_q.weight", &[31]),
         Model,
         &["norm_q.weight", "[31]"],
+    ),
+    (
+        "a norm under two names",
+        |f| {
+            f.ones("transformer_blocks.0.attn.norm_q.weight", &[32]);
+            f.ones("double_blocks.0.img_attn.norm.query_norm.scale", &[32]);
+        },
+        Format,
+        &["transformer_blocks.0.attn.norm_q.weight", "double_blocks.0.img_attn.norm.query_norm.scale"],
     ),
     (
         "another model",
