@@ -50,6 +50,9 @@ struct Entry {
     range: Range<usize>,
 }
 
+/// Name, type and shape of a tensor, and where it lies: number of a block, range in it.
+pub(super) type Placed = (String, Dtype, Vec<usize>, usize, Range<usize>);
+
 enum Bytes {
     Mapped(Mmap),
     Owned(Vec<u8>),
@@ -105,13 +108,13 @@ impl Checkpoint {
         path: &Path,
         config: &str,
         blocks: impl IntoIterator<Item = Vec<u8>>,
-        tensors: Vec<(String, Dtype, Vec<usize>, usize, Range<usize>)>,
+        tensors: Vec<Placed>,
     ) -> Self {
         let mut checkpoint = Checkpoint::empty(path);
         checkpoint.metadata.insert("config".into(), config.into());
         let shard = |block| Shard { path: path.into(), bytes: Bytes::Owned(block) };
         checkpoint.shards.extend(blocks.into_iter().map(shard));
-        let entry = |(name, dtype, shape, shard, range): (String, _, _, _, _)| {
+        let entry = |(name, dtype, shape, shard, range): Placed| {
             (name.clone(), Entry { stored: name, shard, dtype, shape, range })
         };
         checkpoint.tensors.extend(tensors.into_iter().map(entry));

@@ -1,12 +1,12 @@
 //! Checkpoints of random numbers, to measure full-size models without their files.
 
-use std::ops::Range;
 use std::path::Path;
 
 use half::bf16;
 use safetensors::Dtype;
 
 use super::Checkpoint;
+use super::checkpoint::Placed;
 use super::flux::{FluxConfig, FluxWeights, inventory};
 use crate::Result;
 
@@ -77,7 +77,7 @@ impl Kind {
 fn checkpoint(label: &str, config: &str, tensors: Vec<(String, Dtype, Vec<usize>)>) -> Result<Checkpoint> {
     let bytes = |dtype: Dtype, shape: &[usize]| shape.iter().product::<usize>() * dtype.bitsize() / 8;
     let mut longest = [0; 3];
-    let placed: Vec<(String, Dtype, Vec<usize>, usize, Range<usize>)> = tensors
+    let placed: Vec<Placed> = tensors
         .into_iter()
         .map(|(name, dtype, shape)| {
             let kind = Kind::of(&name, dtype, &shape) as usize;

@@ -321,7 +321,6 @@ fn nvfp4_is_found_by_its_tensors() {
     assert_eq!(codes(w.single(0, Part::Fc2)), fp4(0.0, 128));
 
     // Without either scale: 1. With both: their product.
-    let mut tensors = tensors;
     tensors.retain(|t| !t.0.contains("mlp_fc2.wtscale"));
     let w = in_memory(&tensors, &[("config", json(&tiny()))]).unwrap();
     assert_eq!(codes(w.single(0, Part::Fc2)), fp4(1.0, 128));
