@@ -439,6 +439,36 @@ typedef struct svdq_generate_params {
 #define SVDQ_ERR_OUT_OF_HOST_MEMORY -40
 
 /**
+ * GPU memory is not to be had; the handles stay usable.
+ */
+#define SVDQ_ERR_OUT_OF_DEVICE_MEMORY -41
+
+/**
+ * There is no NVIDIA driver that could be used.
+ */
+#define SVDQ_ERR_NO_DRIVER -60
+
+/**
+ * The NVIDIA driver is too old; the error text says which one is needed.
+ */
+#define SVDQ_ERR_DRIVER_TOO_OLD -61
+
+/**
+ * There is no such GPU.
+ */
+#define SVDQ_ERR_NO_DEVICE -62
+
+/**
+ * The GPU lacks something that is needed.
+ */
+#define SVDQ_ERR_DEVICE_UNSUPPORTED -63
+
+/**
+ * The GPU failed for good: release the context and what was made from it.
+ */
+#define SVDQ_ERR_DEVICE_LOST -64
+
+/**
  * A bug in the library. The process is sound and the handles may be used and released.
  */
 #define SVDQ_ERR_INTERNAL -99

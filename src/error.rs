@@ -71,6 +71,36 @@ pub enum Error {
         /// How much was asked for.
         bytes: u64,
     },
+    /// GPU memory is not to be had. The context stays usable.
+    #[error("not enough GPU memory for {what}: {}", gpu_bytes(*need, *free))]
+    OutOfDeviceMemory {
+        /// What the memory was for.
+        what: String,
+        /// Bytes asked for; 0 where the driver does not say.
+        need: u64,
+        /// Bytes that were free.
+        free: u64,
+    },
+    /// There is no NVIDIA driver that could be used.
+    #[error("no NVIDIA driver: {0}")]
+    NoDriver(String),
+    /// The NVIDIA driver is older than the kernels.
+    #[error("the NVIDIA driver knows CUDA {found} and {need} is needed: install driver 580 or newer")]
+    DriverTooOld {
+        /// The newest CUDA version that the driver knows.
+        found: String,
+        /// The oldest one that will do.
+        need: String,
+    },
+    /// The NVIDIA driver has no such GPU.
+    #[error("{0}")]
+    NoDevice(String),
+    /// The GPU lacks something that is needed, or this build has no kernels for it.
+    #[error("{0}")]
+    DeviceUnsupported(String),
+    /// The GPU's context failed for good. Everything on it is lost; other contexts are not affected.
+    #[error("the GPU was lost: {0}")]
+    DeviceLost(String),
     /// A promise inside the library was broken: please report it.
     #[error("internal error: {0}")]
     Internal(String),
@@ -89,5 +119,12 @@ impl Error {
     /// An [`Error::BadFormat`] for `path`.
     pub(crate) fn format(path: impl Into<PathBuf>, what: impl Into<String>) -> Self {
         Error::BadFormat { path: path.into(), what: what.into() }
+    }
+}
+
+fn gpu_bytes(need: u64, free: u64) -> String {
+    match need {
+        0 => "the driver has none left".into(),
+        need => format!("{need} bytes are needed, {free} are free"),
     }
 }

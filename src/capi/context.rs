@@ -55,7 +55,7 @@ pub unsafe extern "C" fn svdq_context_create(
     out: *mut *mut svdq_context,
 ) -> svdq_result {
     let create = || {
-        let mut options = ContextOptions { threads: 0 };
+        let mut options = ContextOptions::default();
         if !params.is_null() {
             // SAFETY: `params` is as the header demands.
             let params = unsafe { read_struct(params)? };

@@ -28,6 +28,18 @@ pub const SVDQ_ERR_BAD_FORMAT: svdq_result = -22;
 pub const SVDQ_ERR_WRONG_MODEL: svdq_result = -23;
 /// Memory for an image or a model of this size is not to be had.
 pub const SVDQ_ERR_OUT_OF_HOST_MEMORY: svdq_result = -40;
+/// GPU memory is not to be had; the handles stay usable.
+pub const SVDQ_ERR_OUT_OF_DEVICE_MEMORY: svdq_result = -41;
+/// There is no NVIDIA driver that could be used.
+pub const SVDQ_ERR_NO_DRIVER: svdq_result = -60;
+/// The NVIDIA driver is too old; the error text says which one is needed.
+pub const SVDQ_ERR_DRIVER_TOO_OLD: svdq_result = -61;
+/// There is no such GPU.
+pub const SVDQ_ERR_NO_DEVICE: svdq_result = -62;
+/// The GPU lacks something that is needed.
+pub const SVDQ_ERR_DEVICE_UNSUPPORTED: svdq_result = -63;
+/// The GPU failed for good: release the context and what was made from it.
+pub const SVDQ_ERR_DEVICE_LOST: svdq_result = -64;
 /// A bug in the library. The process is sound and the handles may be used and released.
 pub const SVDQ_ERR_INTERNAL: svdq_result = -99;
 
@@ -71,6 +83,12 @@ pub(super) fn code(error: &Error) -> svdq_result {
         Error::BadFormat { .. } => SVDQ_ERR_BAD_FORMAT,
         Error::WrongModel { .. } => SVDQ_ERR_WRONG_MODEL,
         Error::OutOfHostMemory { .. } => SVDQ_ERR_OUT_OF_HOST_MEMORY,
+        Error::OutOfDeviceMemory { .. } => SVDQ_ERR_OUT_OF_DEVICE_MEMORY,
+        Error::NoDriver(_) => SVDQ_ERR_NO_DRIVER,
+        Error::DriverTooOld { .. } => SVDQ_ERR_DRIVER_TOO_OLD,
+        Error::NoDevice(_) => SVDQ_ERR_NO_DEVICE,
+        Error::DeviceUnsupported(_) => SVDQ_ERR_DEVICE_UNSUPPORTED,
+        Error::DeviceLost(_) => SVDQ_ERR_DEVICE_LOST,
         // Nothing in this API asks the engine to stop.
         Error::Cancelled | Error::Internal(_) => SVDQ_ERR_INTERNAL,
     }
@@ -88,6 +106,12 @@ fn name(result: svdq_result) -> &'static CStr {
         SVDQ_ERR_BAD_FORMAT => c"SVDQ_ERR_BAD_FORMAT",
         SVDQ_ERR_WRONG_MODEL => c"SVDQ_ERR_WRONG_MODEL",
         SVDQ_ERR_OUT_OF_HOST_MEMORY => c"SVDQ_ERR_OUT_OF_HOST_MEMORY",
+        SVDQ_ERR_OUT_OF_DEVICE_MEMORY => c"SVDQ_ERR_OUT_OF_DEVICE_MEMORY",
+        SVDQ_ERR_NO_DRIVER => c"SVDQ_ERR_NO_DRIVER",
+        SVDQ_ERR_DRIVER_TOO_OLD => c"SVDQ_ERR_DRIVER_TOO_OLD",
+        SVDQ_ERR_NO_DEVICE => c"SVDQ_ERR_NO_DEVICE",
+        SVDQ_ERR_DEVICE_UNSUPPORTED => c"SVDQ_ERR_DEVICE_UNSUPPORTED",
+        SVDQ_ERR_DEVICE_LOST => c"SVDQ_ERR_DEVICE_LOST",
         SVDQ_ERR_INTERNAL => c"SVDQ_ERR_INTERNAL",
         _ => c"SVDQ_ERR_UNKNOWN",
     }

@@ -1,3 +1,4 @@
 //! The devices that implement [`crate::ops::Device`].
 
 pub mod cpu;
+pub mod cuda;

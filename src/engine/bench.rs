@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Context;
 use crate::device::cpu::Cpu;
+use crate::device::cuda::Cuda;
 use crate::lora::Run;
 use crate::models::flux::Flux;
 use crate::ops::{Device, Profile};
@@ -44,7 +45,10 @@ pub fn time_transformer(
         return Err(Error::InvalidArgument(what));
     }
     let grid = [height, width].map(|side| side as usize / 16);
-    time_on(&Cpu::new(context.threads, profile)?, config, text_rows, grid, steps)
+    match &context.gpu {
+        Some(gpu) => time_on(&Cuda::new(gpu.clone(), profile)?, config, text_rows, grid, steps),
+        None => time_on(&Cpu::new(context.threads, profile)?, config, text_rows, grid, steps),
+    }
 }
 
 fn time_on<D: Device>(

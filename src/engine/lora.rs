@@ -5,10 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Model;
+use super::device::LoraWeights;
 use crate::Result;
-use crate::device::cpu::Cpu;
 pub use crate::lora::LoraInfo;
-use crate::pipeline::flux::FluxLora;
 use crate::weights::Checkpoint;
 
 /// A LoRA that is loaded for one model, which it keeps alive. A clone is another handle to the same weights.
@@ -20,7 +19,7 @@ pub struct Lora(Arc<Inner>);
 
 struct Inner {
     model: Model,
-    weights: FluxLora<Cpu>,
+    weights: LoraWeights,
     info: LoraInfo,
 }
 
@@ -50,7 +49,7 @@ impl Lora {
         &self.0.model
     }
 
-    pub(super) fn weights(&self) -> &FluxLora<Cpu> {
+    pub(super) fn weights(&self) -> &LoraWeights {
         &self.0.weights
     }
 }

@@ -4,6 +4,7 @@
 //! model and keeps it alive. All are handles: cloning one is cheap, and they may be used and dropped on any thread in any order.
 
 mod bench;
+mod device;
 mod image;
 mod lora;
 mod model;
@@ -14,34 +15,65 @@ pub use image::{ImageMut, PixelFormat};
 pub use lora::{Lora, LoraInfo};
 pub use model::{GenerateParams, Model, ModelInfo, ModelOptions};
 
+use crate::device::cuda::Gpu;
 use crate::{Error, Result};
 
 /// More threads than this are refused: no machine has them, so the value is a mistake.
 const MAX_THREADS: usize = 1024;
 
+/// Where models run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceSelect {
+    /// The first GPU that this library can use, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this number among those of the NVIDIA driver.
+    Cuda(u32),
+}
+
 /// How to make a [`Context`].
 #[derive(Clone, Debug, Default)]
 pub struct ContextOptions {
+    /// Where models run.
+    pub device: DeviceSelect,
     /// CPU threads to compute with, the caller's own included; 0 means one for each core. Images do not
     /// depend on it.
     pub threads: usize,
 }
 
 /// The device on which models run.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Context {
     threads: usize,
+    /// None: the CPU.
+    gpu: Option<Gpu>,
 }
 
 impl Context {
-    /// Opens the CPU.
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`] or [`Error::DeviceUnsupported`] when a
+    /// GPU is asked for that cannot be used; [`Error::OutOfDeviceMemory`] when it is full.
     pub fn new(options: ContextOptions) -> Result<Self> {
-        let ContextOptions { threads } = options;
+        let ContextOptions { device, threads } = options;
         if threads > MAX_THREADS {
             return Err(Error::InvalidArgument(format!(
                 "threads is {threads}, at most {MAX_THREADS} are allowed"
             )));
         }
-        Ok(Context { threads })
+        let gpu = match device {
+            DeviceSelect::Cpu => None,
+            DeviceSelect::Cuda(index) => Some(Gpu::open(index)?),
+            DeviceSelect::Auto => Gpu::open_any()?,
+        };
+        Ok(Context { threads, gpu })
+    }
+
+    /// The name of the GPU; "CPU" if there is none.
+    pub fn device_name(&self) -> &str {
+        self.gpu.as_ref().map_or("CPU", |gpu| &gpu.info().name)
     }
 }

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::device::Pipeline;
 use super::{Context, ImageMut, Lora, Timings};
-use crate::device::cpu::Cpu;
 use crate::ops::Profile;
-use crate::pipeline::flux::{FluxPipeline, ProgressFn, Request};
+use crate::pipeline::flux::{ProgressFn, Request};
 use crate::weights::flux::FluxWeights;
 use crate::weights::{ModelFiles, PartKind};
 use crate::{Error, Result};
@@ -75,7 +75,7 @@ pub struct GenerateParams<'a> {
 pub struct Model(Arc<Inner>);
 
 struct Inner {
-    pipeline: FluxPipeline<Cpu>,
+    pipeline: Pipeline,
     info: ModelInfo,
     /// One image at a time: a second caller waits.
     running: Mutex<()>,
@@ -95,9 +95,8 @@ impl Model {
         // What FLUX.1-dev and schnell are meant for.
         let (tokens, steps) = if guidance { (512, 28) } else { (256, 4) };
         let profile = options.profile.unwrap_or(Profile::W4A8);
-        let cpu = Cpu::new(context.threads, profile)?;
-        let pipeline =
-            FluxPipeline::load(cpu, &files, &weights, defaults.max_sequence_length.unwrap_or(tokens))?;
+        let tokens = defaults.max_sequence_length.unwrap_or(tokens);
+        let pipeline = Pipeline::load(context, profile, &files, &weights, tokens)?;
         let info = ModelInfo {
             guidance,
             rank: weights.rank(),
@@ -112,7 +111,7 @@ impl Model {
         Ok(Model(Arc::new(Inner { pipeline, info, running: Mutex::new(()) })))
     }
 
-    pub(super) fn pipeline(&self) -> &FluxPipeline<Cpu> {
+    pub(super) fn pipeline(&self) -> &Pipeline {
         &self.0.pipeline
     }
 

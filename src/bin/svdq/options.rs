@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use lexopt::{Parser, ValueExt};
-use svdq::engine::{Context, ContextOptions, Lora, Model, ModelOptions};
+use svdq::engine::{Context, ContextOptions, DeviceSelect, Lora, Model, ModelOptions};
 use svdq::ops::Profile;
 use svdq::weights::{Checkpoint, PartKind};
 
@@ -18,6 +18,7 @@ pub(crate) const MODEL_HELP: &str = "
     --vae PATH           VAE: a file or folder
     --lora FILE[:S]      LoRA and its strength, 1 if not given; may be repeated
     --profile NAME       activations of 4-bit layers: w4a4, w4a8 (default) or w4a16
+    --device NAME        cpu, cuda or cuda:N (the GPU of that number); default: a GPU if there is one
     --threads N          CPU threads; default: one a core. Images do not depend on it
 ";
 
@@ -28,6 +29,7 @@ pub(crate) struct ModelArgs {
     /// Beside the model, and what each has to be if that was said.
     parts: Vec<(PathBuf, Option<PartKind>)>,
     profile: Option<Profile>,
+    device: DeviceSelect,
     threads: usize,
     loras: Vec<(PathBuf, f32)>,
 }
@@ -42,6 +44,7 @@ impl ModelArgs {
             "vae" => self.parts.push((args.value()?.into(), Some(PartKind::Vae))),
             "lora" => self.loras.push(lora(args.value()?)?),
             "profile" => self.profile = Some(args.value()?.parse_with(profile)?),
+            "device" => self.device = args.value()?.parse_with(device)?,
             "threads" => self.threads = args.value()?.parse()?,
             _ => return Err(lexopt::Error::UnexpectedOption(format!("--{name}"))),
         }
@@ -77,7 +80,7 @@ impl ModelArgs {
 
     /// The device to run on.
     pub(crate) fn context(&self) -> Result<Context, svdq::Error> {
-        Context::new(ContextOptions { threads: self.threads })
+        Context::new(ContextOptions { device: self.device, threads: self.threads })
     }
 
     /// Loads the model.
@@ -115,6 +118,16 @@ fn lora(value: OsString) -> Result<(PathBuf, f32), lexopt::Error> {
         Some((path, Ok(strength))) if strength.is_finite() => Ok((path.into(), strength)),
         Some((_, Ok(strength))) => Err(format!("a strength of {strength} is no finite number").into()),
         _ => Ok((value.into(), 1.0)),
+    }
+}
+
+fn device(name: &str) -> Result<DeviceSelect, String> {
+    match (name, name.strip_prefix("cuda:").map(str::parse)) {
+        ("auto", _) => Ok(DeviceSelect::Auto),
+        ("cpu", _) => Ok(DeviceSelect::Cpu),
+        ("cuda", _) => Ok(DeviceSelect::Cuda(0)),
+        (_, Some(Ok(index))) => Ok(DeviceSelect::Cuda(index)),
+        _ => Err("it is none of auto, cpu, cuda, cuda:N".into()),
     }
 }
 

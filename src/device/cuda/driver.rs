@@ -1,0 +1,228 @@
+//! GPUs, and the context in which one of them is used.
+
+#![allow(unsafe_code, reason = "calls the driver")]
+
+use std::ffi::CStr;
+use std::marker::PhantomData;
+use std::ptr::null_mut;
+use std::sync::OnceLock;
+
+use super::api::{Api, Attribute, CUcontext, CUdevice, CUstream, CUuuid, Code, Status};
+use crate::{Error, Result};
+
+/// A GPU that the NVIDIA driver offers.
+#[derive(Clone, Debug)]
+pub struct DeviceInfo {
+    /// Its number among the GPUs that this process sees.
+    pub index: u32,
+    /// The product's name.
+    pub name: String,
+    /// The same on every start, whatever the number.
+    pub uuid: [u8; 16],
+    /// By which Direct3D and Vulkan know it on Windows.
+    pub luid: Option<[u8; 8]>,
+    /// 90 for compute capability 9.0.
+    pub compute_capability: u32,
+    /// Bytes.
+    pub total_memory: u64,
+}
+
+/// All GPUs of this machine that the NVIDIA driver offers to this process. Takes no GPU memory.
+///
+/// # Errors
+/// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`].
+pub fn devices() -> Result<Vec<DeviceInfo>> {
+    let api = Api::open()?;
+    let mut count = 0;
+    // SAFETY: `count` lives.
+    unsafe { api.cuDeviceGetCount(&mut count) }.map_err(|code| failed(&api, "cuDeviceGetCount", code))?;
+    (0..count.cast_unsigned()).map(|index| DeviceInfo::read(&api, index).map(|(info, _)| info)).collect()
+}
+
+impl DeviceInfo {
+    fn read(api: &Api, index: u32) -> Result<(Self, CUdevice)> {
+        let fail = |what| move |code| failed(api, what, code);
+        let (mut device, mut count) = (0, 0);
+        let (mut name, mut uuid) = ([0; 128], CUuuid { bytes: [0; 16] });
+        let (mut luid, mut node_mask, mut total) = ([0; 8], 0, 0);
+        // SAFETY: everything pointed to lives, and strings have the length that is given.
+        let luid = unsafe {
+            api.cuDeviceGetCount(&mut count).map_err(fail("cuDeviceGetCount"))?;
+            if i64::from(index) >= i64::from(count) {
+                let what = format!("there is no GPU {index}: the NVIDIA driver offers {count}");
+                return Err(Error::NoDevice(what));
+            }
+            api.cuDeviceGet(&mut device, index.cast_signed()).map_err(fail("cuDeviceGet"))?;
+            api.cuDeviceGetName(name.as_mut_ptr(), name.len() as i32 - 1, device)
+                .map_err(fail("cuDeviceGetName"))?;
+            api.cuDeviceGetUuid_v2(&mut uuid, device).map_err(fail("cuDeviceGetUuid"))?;
+            api.cuDeviceTotalMem_v2(&mut total, device).map_err(fail("cuDeviceTotalMem"))?;
+            let has_luid =
+                cfg!(windows) && api.cuDeviceGetLuid(luid.as_mut_ptr(), &mut node_mask, device).is_ok();
+            has_luid.then_some(luid)
+        };
+        let attribute = |attribute| {
+            let mut value = 0;
+            // SAFETY: `value` lives.
+            unsafe { api.cuDeviceGetAttribute(&mut value, attribute, device) }
+                .map_err(fail("cuDeviceGetAttribute"))?;
+            Ok(value.cast_unsigned())
+        };
+        let compute_capability = 10 * attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?
+            + attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        // SAFETY: the last character was never written and is 0.
+        let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
+        let info = DeviceInfo {
+            index,
+            name,
+            uuid: uuid.bytes.map(|byte| byte as u8),
+            luid: luid.map(|luid| luid.map(|byte| byte as u8)),
+            compute_capability,
+            total_memory: total as u64,
+        };
+        Ok((info, device))
+    }
+}
+
+fn failed(api: &Api, what: &str, code: Code) -> Error {
+    match code {
+        code if code.is_sticky() => Error::DeviceLost(format!("{what}: {}", api.name(code))),
+        code => Error::Internal(format!("{what}: {}", api.name(code))),
+    }
+}
+
+/// A GPU's primary context, which the whole process shares, and a stream of our own in it with the lowest
+/// priority: graphics and the program's other work go first.
+pub(super) struct Context {
+    pub(super) api: Api,
+    pub(super) info: DeviceInfo,
+    /// Streaming multiprocessors.
+    pub(super) multiprocessors: u32,
+    pub(super) stream: CUstream,
+    device: CUdevice,
+    context: CUcontext,
+    /// Why the context is of no use any more.
+    lost: OnceLock<String>,
+}
+
+// SAFETY: contexts and streams are the driver's objects, which may be used from any thread.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// Opens GPU `index`.
+    ///
+    /// # Errors
+    /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`], [`Error::OutOfDeviceMemory`].
+    pub(super) fn open(index: u32) -> Result<Self> {
+        let api = Api::open()?;
+        let (info, device) = DeviceInfo::read(&api, index)?;
+        let mut context = Context {
+            api,
+            info,
+            multiprocessors: 0,
+            stream: null_mut(),
+            device,
+            context: null_mut(),
+            lost: OnceLock::new(),
+        };
+        let (mut least, mut greatest, mut multiprocessors) = (0, 0, 0);
+        let attribute = Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        // SAFETY: everything pointed to lives; what is retained and created here is given back by `drop`.
+        unsafe {
+            let code = api.cuDeviceGetAttribute(&mut multiprocessors, attribute, device);
+            context.check("cuDeviceGetAttribute", code)?;
+            let mut primary = null_mut();
+            context.check("cuDevicePrimaryCtxRetain", api.cuDevicePrimaryCtxRetain(&mut primary, device))?;
+            context.context = primary;
+            let mut stream = null_mut();
+            {
+                let _current = context.enter()?;
+                let code = api.cuCtxGetStreamPriorityRange(&mut least, &mut greatest);
+                context.check("cuCtxGetStreamPriorityRange", code)?;
+                /// CU_STREAM_NON_BLOCKING: does not wait for the program's default stream.
+                const NON_BLOCKING: u32 = 1;
+                let code = api.cuStreamCreateWithPriority(&mut stream, NON_BLOCKING, least);
+                context.check("cuStreamCreate", code)?;
+            }
+            context.stream = stream;
+        }
+        context.multiprocessors = multiprocessors.cast_unsigned();
+        Ok(context)
+    }
+
+    /// Makes this the thread's current context until the guard is dropped, then the one that was.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`], from the first time on.
+    pub(super) fn enter(&self) -> Result<Current<'_>> {
+        if let Some(why) = self.lost.get() {
+            return Err(Error::DeviceLost(why.clone()));
+        }
+        // SAFETY: the context is retained.
+        self.check("cuCtxPushCurrent", unsafe { self.api.cuCtxPushCurrent_v2(self.context) })?;
+        Ok(Current { context: self, thread: PhantomData })
+    }
+
+    /// Turns what the driver says of the call `what` into an error of ours.
+    pub(super) fn check(&self, what: &str, status: Status) -> Result<()> {
+        let Err(code) = status else { return Ok(()) };
+        if code == Code::OUT_OF_MEMORY {
+            return Err(Error::OutOfDeviceMemory { what: what.into(), need: 0, free: 0 });
+        }
+        let error = failed(&self.api, what, code);
+        if let Error::DeviceLost(why) = &error {
+            // The first reason is the one that says what happened.
+            let _ = self.lost.set(why.clone());
+        }
+        Err(error)
+    }
+
+    /// Free and total bytes of the GPU's memory, of which other programs take their share.
+    pub(super) fn memory(&self) -> Result<[u64; 2]> {
+        let _current = self.enter()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: both live.
+        self.check("cuMemGetInfo", unsafe { self.api.cuMemGetInfo_v2(&mut free, &mut total) })?;
+        Ok([free as u64, total as u64])
+    }
+
+    /// Waits until everything that was asked of the GPU is done.
+    pub(super) fn synchronize(&self) -> Result<()> {
+        let _current = self.enter()?;
+        // SAFETY: the stream is ours.
+        self.check("cuStreamSynchronize", unsafe { self.api.cuStreamSynchronize(self.stream) })
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if self.context.is_null() {
+            return;
+        }
+        // SAFETY: both are ours; nobody uses them any more. Failures leave nothing to be done.
+        unsafe {
+            if !self.stream.is_null() && self.api.cuCtxPushCurrent_v2(self.context).is_ok() {
+                let _ = self.api.cuStreamDestroy_v2(self.stream);
+                let _ = self.api.cuCtxPopCurrent_v2(&mut null_mut());
+            }
+            let _ = self.api.cuDevicePrimaryCtxRelease_v2(self.device);
+        }
+    }
+}
+
+/// While it lives, the thread's current context is ours.
+pub(super) struct Current<'a> {
+    context: &'a Context,
+    /// Not for another thread.
+    thread: PhantomData<*const ()>,
+}
+
+impl Drop for Current<'_> {
+    fn drop(&mut self) {
+        let mut ours: CUcontext = null_mut();
+        // SAFETY: pops what `enter` pushed: guards are dropped in the opposite order.
+        let _ = unsafe { self.context.api.cuCtxPopCurrent_v2(&mut ours) };
+    }
+}

@@ -1,0 +1,357 @@
+//! Kernels for compute capability 9.0: 4-bit linears of profile W4A8 and attention with heads of 128 channels.
+//!
+//! Parameters are laid out as the structs of the same names in kernels/*.cu, where they are explained.
+
+#![allow(unsafe_code, reason = "launches kernels")]
+
+use std::sync::Arc;
+
+use super::api::{CUtensorMap, Fill, Interleave, Promotion, Swizzle, TensorMapType};
+use super::driver::Context;
+use super::kernels::{Grid, Kernel, Module, argument};
+use super::memory::Range;
+use crate::Result;
+
+/// A matrix as the copy engine sees it.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub(super) struct TensorMap([u64; 16]);
+
+/// What a [`TensorMap`] is made of.
+pub(super) struct Matrix {
+    pub(super) at: u64,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    /// bf16, or bytes.
+    pub(super) bf16: bool,
+}
+
+impl TensorMap {
+    /// Of boxes of `box_rows` rows of 128 bytes.
+    pub(super) fn new(context: &Context, matrix: &Matrix, box_rows: u32) -> Result<Self> {
+        let (element, bytes) = match matrix.bf16 {
+            true => (TensorMapType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2),
+            false => (TensorMapType::CU_TENSOR_MAP_DATA_TYPE_UINT8, 1),
+        };
+        let sizes = [matrix.cols as u64, matrix.rows as u64];
+        let strides = [matrix.cols as u64 * bytes];
+        let tile = [128 / bytes as u32, box_rows];
+        let mut map = TensorMap([0; 16]);
+        let _current = context.enter()?;
+        // SAFETY: describes memory without touching it; a map is 128 bytes at a multiple of 64.
+        let code = unsafe {
+            context.api.cuTensorMapEncodeTiled(
+                std::ptr::from_mut(&mut map).cast::<CUtensorMap>(),
+                element,
+                2,
+                matrix.at as *mut _,
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                tile.as_ptr(),
+                [1, 1].as_ptr(),
+                Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                Swizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        context.check("cuTensorMapEncodeTiled", code)?;
+        Ok(map)
+    }
+}
+
+/// `QuantizeParams`
+#[repr(C)]
+pub(super) struct QuantizeParams {
+    pub(super) x: u64,
+    pub(super) scale: u64,
+    pub(super) shift: u64,
+    pub(super) reciprocal: u64,
+    pub(super) down: u64,
+    pub(super) xq: u64,
+    pub(super) xs: u64,
+    pub(super) lora: u64,
+    pub(super) m: i32,
+    pub(super) k: i32,
+    pub(super) rank: i32,
+}
+
+/// `GemmParams`
+#[repr(C)]
+struct GemmParams {
+    x: TensorMap,
+    w: TensorMap,
+    lora: TensorMap,
+    up: TensorMap,
+    out: TensorMap,
+    down: TensorMap,
+    xs: u64,
+    ws: u64,
+    bias: u64,
+    columns: u64,
+    reciprocal: u64,
+    rope: u64,
+    next_scales: u64,
+    next_lora: u64,
+    m: i32,
+    n: i32,
+    k: i32,
+    rank: i32,
+    next_rank: i32,
+}
+
+/// `AttentionParams`
+#[repr(C)]
+struct AttentionParams {
+    q: TensorMap,
+    kv: TensorMap,
+    out: TensorMap,
+    tokens: i32,
+    heads: i32,
+    scale: f32,
+}
+
+/// The functions of a GPU of compute capability 9.0.
+pub(super) struct Kernels {
+    context: Arc<Context>,
+    _modules: [Module; 4],
+    unpack: Kernel,
+    unpack_scales: Kernel,
+    quantize: Kernel,
+    sum_low_rank: Kernel,
+    store: Kernel,
+    add: Kernel,
+    add_unsigned: Kernel,
+    qkv: Kernel,
+    gelu: Kernel,
+    attention: Kernel,
+}
+
+/// Tiles of the 4-bit product: columns of the entry points that store and of those that add.
+const STORE_COLUMNS: usize = 256;
+const ADD_COLUMNS: usize = 192;
+/// Dynamic shared memory of the entry points.
+const GEMM_SHARED: [u32; 2] = [gemm_shared(STORE_COLUMNS as u32), gemm_shared(ADD_COLUMNS as u32)];
+const ATTENTION_SHARED: u32 = 128 * 128 * 2 + 2 * 2 * (ATTENTION_KEYS * 128 * 2) + 8 * (1 + 4 * 2);
+const ATTENTION_KEYS: u32 = 128;
+/// What a block may have.
+const MAX_SHARED: u32 = 232448;
+/// Rows of more channels do not fit into it, eight at a time.
+pub(super) const MAX_QUANTIZED: usize = 14208;
+
+/// `Shape<columns>::SMEM_BYTES`
+const fn gemm_shared(columns: u32) -> u32 {
+    let slot = 128 * (128 + columns);
+    let stages = 196608 / slot;
+    stages * slot + 2 * (2 * 64 * 128) + 2 * 8 * stages
+}
+
+/// `quantize::smem_bytes(k, rows)`
+const fn quantize_shared(k: usize, rows: u32) -> u32 {
+    rows * (k as u32 + 32) * 2 + rows / 2 * rows * 32 * 4
+}
+
+/// The input of a 4-bit linear on its way to the tensor cores.
+pub(super) struct Quantized<'a> {
+    pub(super) rows: usize,
+    /// `[rows, k]`, int8, or uint8 if blocked.
+    pub(super) codes: &'a Range,
+    /// `[rows]`, or `[k/256, rows]` if blocked: f32.
+    pub(super) scales: &'a Range,
+    /// `[rows, rank]` bf16
+    pub(super) lora: &'a Range,
+    /// Unsigned codes with one scale per 256 channels.
+    pub(super) blocked: bool,
+}
+
+/// A 4-bit linear's weights as the kernels want them.
+pub(super) struct Weights<'a> {
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) rank: usize,
+    /// `[n, k]` int8
+    pub(super) codes: &'a Range,
+    /// `[n]` f32
+    pub(super) scales: &'a Range,
+    /// `[n]` bf16
+    pub(super) bias: &'a Range,
+    /// `[n, rank]` bf16
+    pub(super) up: &'a Range,
+}
+
+/// What becomes of the product.
+pub(super) enum Epilogue {
+    /// Stored at `out`, `[rows, n]` bf16.
+    Store { out: u64 },
+    /// Added to `out` after multiplication with `gate`, `[n]` bf16.
+    Add { out: u64, gate: u64 },
+    /// Stored at `out`; heads of q and k normalised with `norms` (`[2, 128]` bf16) and rotated by `rope`
+    /// (`[rows, 64]` pairs of f16).
+    Qkv { out: u64, norms: u64, rope: u64 },
+    /// GELU, quantised to `codes` (`[rows, n]` uint8) and `scales` (`[n/256, rows]` f32) after division by
+    /// the next layer's smoothing factors, and projected by its `down` (`[rank, n]` bf16) to
+    /// `partials` (`[n/256, rows, rank]` f32).
+    Gelu { codes: u64, scales: u64, reciprocal: u64, down: u64, rank: usize, partials: u64 },
+}
+
+impl Kernels {
+    /// # Errors
+    /// [`Error::DeviceUnsupported`](crate::Error::DeviceUnsupported) when this build lacks the kernels.
+    pub(super) fn load(context: &Arc<Context>) -> Result<Self> {
+        let gemm = Module::load(context, "gemm_w4a8_sm90")?;
+        let attention = Module::load(context, "attention_sm90")?;
+        let quantize = Module::load(context, "quantize")?;
+        let unpack = Module::load(context, "unpack_w4a8")?;
+        Ok(Kernels {
+            context: context.clone(),
+            unpack: unpack.kernel(c"unpack_w4a8", 0)?,
+            unpack_scales: unpack.kernel(c"unpack_w4a8_scales", 0)?,
+            quantize: quantize.kernel(c"quantize_w4a8", MAX_SHARED)?,
+            sum_low_rank: quantize.kernel(c"sum_low_rank", 0)?,
+            store: gemm.kernel(c"gemm_w4a8_store_sm90", GEMM_SHARED[0])?,
+            qkv: gemm.kernel(c"gemm_w4a8_qkv_sm90", GEMM_SHARED[0])?,
+            gelu: gemm.kernel(c"gemm_w4a8_gelu_sm90", GEMM_SHARED[0])?,
+            add: gemm.kernel(c"gemm_w4a8_add_sm90", GEMM_SHARED[1])?,
+            add_unsigned: gemm.kernel(c"gemm_w4a8_add_u8_sm90", GEMM_SHARED[1])?,
+            attention: attention.kernel(c"attention_d128_sm90", ATTENTION_SHARED)?,
+            _modules: [gemm, attention, quantize, unpack],
+        })
+    }
+
+    /// The weights `[n, k]` as int8 codes at `wq` with row scales at `ws`, from a checkpoint's packed 4-bit codes
+    /// and group scales.
+    pub(super) fn unpack(
+        &self,
+        [codes, scales]: [u64; 2],
+        [wq, ws]: [u64; 2],
+        [n, k]: [usize; 2],
+    ) -> Result<()> {
+        let (rows, groups, k) = (n as u32 / 128, k as u32 / 64, k as i32);
+        let grid = Grid { blocks: [rows, 1, 1], threads: 128, shared_bytes: 0 };
+        let mut arguments = [argument(&codes), argument(&scales), argument(&ws), argument(&k)];
+        // SAFETY: (codes, scales, ws, k)
+        unsafe { self.unpack_scales.launch(&self.context, grid, &mut arguments) }?;
+        let grid = Grid { blocks: [groups, rows, 1], threads: 256, shared_bytes: 0 };
+        let mut arguments = [argument(&codes), argument(&scales), argument(&ws), argument(&wq), argument(&k)];
+        // SAFETY: (codes, scales, ws, wq, k)
+        unsafe { self.unpack.launch(&self.context, grid, &mut arguments) }
+    }
+
+    /// Rows made ready for a 4-bit linear.
+    pub(super) fn quantize(&self, params: &QuantizeParams) -> Result<()> {
+        let k = params.k as usize;
+        let rows = if quantize_shared(k, 16) <= MAX_SHARED { 16 } else { 8 };
+        let blocks = [(params.m as u32).div_ceil(rows), 1, 1];
+        let grid = Grid { blocks, threads: 32 * rows, shared_bytes: quantize_shared(k, rows) };
+        // SAFETY: `QuantizeParams` is the kernel's.
+        unsafe { self.quantize.launch(&self.context, grid, &mut [argument(params)]) }
+    }
+
+    /// `lora[m,r] = Σ_b partials[b,m,r]` in bf16, of `count = rows · rank` sums.
+    pub(super) fn sum_low_rank(&self, partials: u64, lora: u64, blocks: usize, count: usize) -> Result<()> {
+        let grid = Grid { blocks: [count.div_ceil(4 * 256) as u32, 1, 1], threads: 256, shared_bytes: 0 };
+        let (blocks, count) = (blocks as i32, count as i32);
+        let mut arguments = [argument(&partials), argument(&lora), argument(&blocks), argument(&count)];
+        // SAFETY: (partials, lora, blocks, count)
+        unsafe { self.sum_low_rank.launch(&self.context, grid, &mut arguments) }
+    }
+
+    /// A 4-bit linear.
+    pub(super) fn linear(&self, x: &Quantized<'_>, w: &Weights<'_>, epilogue: &Epilogue) -> Result<()> {
+        let (m, n, k) = (x.rows, w.n, w.k);
+        if m == 0 {
+            return Ok(());
+        }
+        let (kernel, columns) = match (epilogue, x.blocked) {
+            (Epilogue::Store { .. }, false) => (self.store, STORE_COLUMNS),
+            (Epilogue::Qkv { .. }, false) => (self.qkv, STORE_COLUMNS),
+            (Epilogue::Gelu { .. }, false) => (self.gelu, STORE_COLUMNS),
+            (Epilogue::Add { .. }, false) => (self.add, ADD_COLUMNS),
+            (Epilogue::Add { .. }, true) => (self.add_unsigned, ADD_COLUMNS),
+            (_, true) => panic!("unsigned inputs are fc2's, whose results are added"),
+        };
+        let map = |at, rows, cols, bf16, box_rows| {
+            TensorMap::new(&self.context, &Matrix { at, rows, cols, bf16 }, box_rows)
+        };
+        let box_w = columns as u32 / 2;
+        let x_map = map(x.codes.at(), m, k, false, 128)?;
+        let w_map = map(w.codes.at(), n, k, false, box_w)?;
+        let (lora, up) = match w.rank {
+            0 => (x_map, w_map),
+            rank => (map(x.lora.at(), m, rank, true, 128)?, map(w.up.at(), n, rank, true, box_w)?),
+        };
+        let mut params = GemmParams {
+            x: x_map,
+            w: w_map,
+            lora,
+            up,
+            out: x_map,
+            down: x_map,
+            xs: x.scales.at(),
+            ws: w.scales.at(),
+            bias: w.bias.at(),
+            columns: 0,
+            reciprocal: 0,
+            rope: 0,
+            next_scales: 0,
+            next_lora: 0,
+            m: m as i32,
+            n: n as i32,
+            k: k as i32,
+            rank: w.rank as i32,
+            next_rank: 0,
+        };
+        match *epilogue {
+            Epilogue::Store { out } => params.out = map(out, m, n, true, 64)?,
+            Epilogue::Add { out, gate } => {
+                params.out = map(out, m, n, true, 64)?;
+                params.columns = gate;
+            }
+            Epilogue::Qkv { out, norms, rope } => {
+                params.out = map(out, m, n, true, 64)?;
+                (params.columns, params.rope) = (norms, rope);
+            }
+            Epilogue::Gelu { codes, scales, reciprocal, down, rank, partials } => {
+                params.out = map(codes, m, n, false, 64)?;
+                if rank > 0 {
+                    params.down = map(down, rank, n, true, 32)?;
+                }
+                (params.reciprocal, params.next_scales) = (reciprocal, scales);
+                (params.next_lora, params.next_rank) = (partials, rank as i32);
+            }
+        }
+        // Clusters of two, one block a multiprocessor.
+        let tiles = m.div_ceil(256) * n.div_ceil(columns);
+        let clusters = tiles.min(self.context.multiprocessors as usize / 2) as u32;
+        let shared_bytes = GEMM_SHARED[usize::from(columns == ADD_COLUMNS)];
+        let grid = Grid { blocks: [2 * clusters, 1, 1], threads: 384, shared_bytes };
+        // SAFETY: `GemmParams` is the kernel's; its matrices are as large as their maps say.
+        unsafe { kernel.launch(&self.context, grid, &mut [argument(&params)]) }
+    }
+
+    /// Attention over all `tokens` of `qkv`, `[tokens, 3 · heads · 128]` bf16.
+    pub(super) fn attention(
+        &self,
+        qkv: u64,
+        out: u64,
+        tokens: usize,
+        heads: usize,
+        scale: f32,
+    ) -> Result<()> {
+        let map = |at, cols, box_rows| {
+            TensorMap::new(&self.context, &Matrix { at, rows: tokens, cols, bf16: true }, box_rows)
+        };
+        let params = AttentionParams {
+            q: map(qkv, 3 * heads * 128, 128)?,
+            kv: map(qkv, 3 * heads * 128, ATTENTION_KEYS)?,
+            out: map(out, heads * 128, 64)?,
+            tokens: tokens as i32,
+            heads: heads as i32,
+            scale,
+        };
+        let blocks = [tokens.div_ceil(128) as u32, heads as u32, 1];
+        let grid = Grid { blocks, threads: 384, shared_bytes: ATTENTION_SHARED };
+        // SAFETY: `AttentionParams` is the kernel's; its matrices are as large as their maps say.
+        unsafe { self.attention.launch(&self.context, grid, &mut [argument(&params)]) }
+    }
+}

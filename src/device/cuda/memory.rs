@@ -1,0 +1,185 @@
+//! GPU memory: large chunks from the driver, handed out in ranges.
+
+#![allow(unsafe_code, reason = "calls the driver")]
+
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::api::{CUdeviceptr, Code};
+use super::driver::Context;
+use crate::{Error, Result};
+
+/// Ranges begin at multiples of this many bytes: more than any kernel asks for.
+const ALIGNMENT: usize = 256;
+
+/// Memory from which ranges are taken and to which they come back.
+///
+/// Work on the GPU runs in the order in which it is asked for, so a range may be taken again as soon as
+/// nobody on the host holds it. The first chunk with room serves a request: who asks for the same ranges
+/// in the same order again finds room for all of them, and nothing new is asked of the driver.
+pub(super) struct Pool {
+    context: Arc<Context>,
+    /// Chunks have at least this many bytes.
+    chunk_bytes: usize,
+    /// What the error says that memory was for.
+    purpose: &'static str,
+    chunks: Mutex<Vec<Chunk>>,
+}
+
+impl Pool {
+    pub(super) fn new(context: Arc<Context>, chunk_bytes: usize, purpose: &'static str) -> Arc<Self> {
+        Arc::new(Pool { context, chunk_bytes, purpose, chunks: Mutex::default() })
+    }
+
+    /// A range of `bytes`, with whatever it held before.
+    ///
+    /// # Errors
+    /// [`Error::OutOfDeviceMemory`]; the pool stays as it is.
+    pub(super) fn take(self: &Arc<Self>, bytes: usize) -> Result<Range> {
+        let len = bytes.max(1).next_multiple_of(ALIGNMENT);
+        let mut chunks = self.lock();
+        let at = match chunks.iter_mut().find_map(|chunk| chunk.take(len)) {
+            Some(at) => at,
+            None => {
+                let mut chunk = Chunk::allocate(&self.context, len.max(self.chunk_bytes), self.purpose)?;
+                let at = chunk.base;
+                chunk.gaps[0] = Gap { at: at + len as u64, len: chunk.len - len };
+                chunk.gaps.retain(|gap| gap.len > 0);
+                chunks.push(chunk);
+                at
+            }
+        };
+        Ok(Range { pool: self.clone(), at, len, bytes })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Chunk>> {
+        self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An allocation of the driver's.
+struct Chunk {
+    context: Arc<Context>,
+    base: CUdeviceptr,
+    len: usize,
+    /// What is free, in order; no gap touches the next.
+    gaps: Vec<Gap>,
+}
+
+#[derive(Clone, Copy)]
+struct Gap {
+    at: CUdeviceptr,
+    len: usize,
+}
+
+impl Chunk {
+    fn allocate(context: &Arc<Context>, len: usize, purpose: &str) -> Result<Self> {
+        let current = context.enter()?;
+        let mut base = 0;
+        // SAFETY: `base` lives; `drop` gives the memory back.
+        match unsafe { context.api.cuMemAlloc_v2(&mut base, len) } {
+            Err(Code::OUT_OF_MEMORY) => {
+                drop(current);
+                let [free, _] = context.memory()?;
+                Err(Error::OutOfDeviceMemory { what: purpose.into(), need: len as u64, free })
+            }
+            result => {
+                context.check("cuMemAlloc", result)?;
+                Ok(Chunk { context: context.clone(), base, len, gaps: vec![Gap { at: base, len }] })
+            }
+        }
+    }
+
+    fn take(&mut self, len: usize) -> Option<CUdeviceptr> {
+        let i = self.gaps.iter().position(|gap| gap.len >= len)?;
+        let gap = &mut self.gaps[i];
+        let at = gap.at;
+        *gap = Gap { at: at + len as u64, len: gap.len - len };
+        if gap.len == 0 {
+            self.gaps.remove(i);
+        }
+        Some(at)
+    }
+
+    fn give_back(&mut self, at: CUdeviceptr, len: usize) {
+        let i = self.gaps.partition_point(|gap| gap.at < at);
+        self.gaps.insert(i, Gap { at, len });
+        if i + 1 < self.gaps.len() && self.gaps[i + 1].at == at + len as u64 {
+            self.gaps[i].len += self.gaps.remove(i + 1).len;
+        }
+        if i > 0 && self.gaps[i - 1].at + self.gaps[i - 1].len as u64 == at {
+            self.gaps[i - 1].len += self.gaps.remove(i).len;
+        }
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        let _current = self.context.enter();
+        // SAFETY: no range of it is left; the driver waits for work that still uses it. On a context that
+        // is lost the memory is, too.
+        let _ = unsafe { self.context.api.cuMemFree_v2(self.base) };
+    }
+}
+
+/// Bytes on the GPU, given back to their pool when dropped.
+pub(super) struct Range {
+    pool: Arc<Pool>,
+    at: CUdeviceptr,
+    len: usize,
+    bytes: usize,
+}
+
+impl Range {
+    pub(super) fn at(&self) -> CUdeviceptr {
+        self.at
+    }
+
+    /// Copies `data` to the start of the range.
+    pub(super) fn write<T: Copy>(&self, data: &[T]) -> Result<()> {
+        let bytes = size_of_val(data);
+        assert!(bytes <= self.bytes, "{bytes} bytes into a range of {}", self.bytes);
+        let context = &self.pool.context;
+        let _current = context.enter()?;
+        let from = data.as_ptr().cast::<c_void>();
+        // SAFETY: both sides have as many bytes; the driver has read ordinary memory when the call returns.
+        let code = unsafe { context.api.cuMemcpyHtoDAsync_v2(self.at, from, bytes, context.stream) };
+        context.check("cuMemcpyHtoD", code)
+    }
+
+    /// Fills the range with zeros.
+    pub(super) fn clear(&self) -> Result<()> {
+        let context = &self.pool.context;
+        let _current = context.enter()?;
+        // SAFETY: the range is ours.
+        let code = unsafe { context.api.cuMemsetD8Async(self.at, 0, self.bytes, context.stream) };
+        context.check("cuMemsetD8", code)
+    }
+
+    /// The first `count` elements, once everything asked of the GPU before is done.
+    pub(super) fn read<T: Copy + Default>(&self, count: usize) -> Result<Vec<T>> {
+        let mut data = vec![T::default(); count];
+        let bytes = size_of_val(data.as_slice());
+        assert!(bytes <= self.bytes, "{bytes} bytes out of a range of {}", self.bytes);
+        let context = &self.pool.context;
+        {
+            let _current = context.enter()?;
+            let to = data.as_mut_ptr().cast::<c_void>();
+            // SAFETY: both sides have as many bytes, and any bits are a number; `data` outlives the copy.
+            let code = unsafe { context.api.cuMemcpyDtoHAsync_v2(to, self.at, bytes, context.stream) };
+            context.check("cuMemcpyDtoH", code)?;
+        }
+        context.synchronize()?;
+        Ok(data)
+    }
+}
+
+impl Drop for Range {
+    fn drop(&mut self) {
+        let mut chunks = self.pool.lock();
+        let holds = |chunk: &&mut Chunk| (chunk.base..chunk.base + chunk.len as u64).contains(&self.at);
+        if let Some(chunk) = chunks.iter_mut().find(holds) {
+            chunk.give_back(self.at, self.len);
+        }
+    }
+}

@@ -1,0 +1,484 @@
+//! NVIDIA GPUs, by the driver that is opened at run time.
+//!
+//! Activations are bf16, sums f32; what is uploaded stays f32. Work is asked for in the order of the calls and
+//! runs on one stream of the lowest priority. 4-bit linears have the same integer weights as on the CPU.
+
+mod api;
+mod driver;
+mod generic;
+mod hopper;
+mod kernels;
+mod linear;
+mod memory;
+mod tensor;
+
+use std::ops::Range as Rows;
+use std::sync::Arc;
+
+use driver::Context;
+pub use driver::{DeviceInfo, devices};
+use generic::{ConvParams, GroupNormParams, LinearParams, MaskedAttentionParams, NormParams, Output};
+use linear::{Bf16, Target};
+pub use linear::{Input, Linear};
+use memory::{Pool, Range};
+use tensor::Elements;
+pub use tensor::Tensor;
+
+use crate::ops::{
+    Activation, Attention, Chunk, ConvSource, Device, Layer, LinearSource, LowRankSource, Mask, Norm,
+    Profile, QkNormRope,
+};
+use crate::weights::pack;
+use crate::{Error, Result};
+
+/// Weights come from the driver in chunks of this many bytes, temporaries likewise.
+const WEIGHT_CHUNK: usize = 64 << 20;
+const TEMPORARY_CHUNK: usize = 32 << 20;
+/// Compute capabilities that have all kernels.
+const SUPPORTED: [u32; 1] = [90];
+
+/// A GPU, opened. A clone is another handle to the same one.
+#[derive(Clone)]
+pub struct Gpu(Arc<Opened>);
+
+struct Opened {
+    context: Arc<Context>,
+    generic: generic::Kernels,
+    hopper: hopper::Kernels,
+    temporaries: Arc<Pool>,
+}
+
+impl Gpu {
+    /// Opens the GPU of this number among those of the NVIDIA driver.
+    ///
+    /// # Errors
+    /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`], [`Error::DeviceUnsupported`],
+    /// [`Error::OutOfDeviceMemory`].
+    pub fn open(index: u32) -> Result<Self> {
+        let found = devices()?;
+        let Some(info) = found.get(index as usize) else {
+            let what = format!("there is no GPU {index}: the NVIDIA driver offers {}", found.len());
+            return Err(Error::NoDevice(what));
+        };
+        if !SUPPORTED.contains(&info.compute_capability) {
+            return Err(Error::DeviceUnsupported(format!(
+                "{} has compute capability {}.{}: this version has kernels for 9.0 only",
+                info.name,
+                info.compute_capability / 10,
+                info.compute_capability % 10
+            )));
+        }
+        let context = Arc::new(Context::open(index)?);
+        Ok(Gpu(Arc::new(Opened {
+            generic: generic::Kernels::load(&context)?,
+            hopper: hopper::Kernels::load(&context)?,
+            temporaries: Pool::new(context.clone(), TEMPORARY_CHUNK, "temporaries"),
+            context,
+        })))
+    }
+
+    /// The first GPU that can be used, if there is one.
+    ///
+    /// # Errors
+    /// Those of [`Gpu::open`] that do not mean that there is none.
+    pub fn open_any() -> Result<Option<Self>> {
+        let Ok(found) = devices() else { return Ok(None) };
+        for info in found {
+            match Self::open(info.index) {
+                Err(Error::DeviceUnsupported(_)) => {}
+                result => return result.map(Some),
+            }
+        }
+        Ok(None)
+    }
+
+    /// What it is.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.0.context.info
+    }
+
+    /// Bytes of the GPU's memory that are free; other programs take their share of it.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`].
+    pub fn free_memory(&self) -> Result<u64> {
+        self.0.context.memory().map(|[free, _]| free)
+    }
+}
+
+/// A GPU with weights on it.
+pub struct Cuda {
+    gpu: Arc<Opened>,
+    weights: Arc<Pool>,
+}
+
+/// A low-rank update: this version has no kernels for them, so there is none.
+pub enum LowRank {}
+
+/// The weights of a 2-D convolution.
+pub struct Conv {
+    /// `[n, kernel · kernel, c]` bf16
+    weight: Range,
+    /// `[n]` f32
+    bias: Range,
+    n: usize,
+    c: usize,
+    kernel: usize,
+    stride: usize,
+    upsample: bool,
+}
+
+impl Cuda {
+    /// A device on `gpu` that quantises activations as `profile` says.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a profile that the GPU has no kernels for.
+    pub fn new(gpu: Gpu, profile: Profile) -> Result<Self> {
+        if profile != Profile::W4A8 {
+            return Err(Error::Unsupported(format!(
+                "profile {profile:?} on {}: this version has kernels for W4A8 only",
+                gpu.info().name
+            )));
+        }
+        let weights = Pool::new(gpu.0.context.clone(), WEIGHT_CHUNK, "weights");
+        Ok(Cuda { gpu: gpu.0, weights })
+    }
+
+    /// `data` among the weights.
+    fn constant<T: Copy>(&self, data: &[T]) -> Result<Range> {
+        let range = self.weights.take(size_of_val(data))?;
+        range.write(data)?;
+        Ok(range)
+    }
+
+    fn temporary(&self, bytes: usize) -> Result<Range> {
+        self.gpu.temporaries.take(bytes)
+    }
+
+    /// A bf16 tensor of anything.
+    fn tensor(&self, rows: usize, cols: usize) -> Result<Tensor> {
+        Ok(Tensor::new(self.temporary(rows * cols * 2)?, false, rows, cols))
+    }
+
+    /// Rows of `x` as bf16.
+    fn bf16<'a>(&self, x: &'a Tensor, rows: Rows<usize>) -> Result<Bf16<'a>> {
+        if !x.f32 {
+            return Ok(Bf16::Same(x));
+        }
+        let count = rows.len() * x.cols;
+        let copy = self.temporary(count * 2)?;
+        let to = Elements::bf16(copy.at());
+        self.gpu.generic.convert(x.at(rows.start, 0), to, count, Activation::None)?;
+        Ok(Bf16::Copy(copy))
+    }
+
+    /// `norm(x[rows])` at `out`.
+    fn normalize(&self, x: &Tensor, rows: Rows<usize>, norm: &Norm<'_, Self>, out: Elements) -> Result<()> {
+        let (generic, from) = (&self.gpu.generic, x.at(rows.start, 0));
+        let run = |weight, bias, eps| {
+            let params = NormParams { x: from, out, weight, bias, cols: x.cols as i32, eps };
+            if rows.is_empty() { Ok(()) } else { generic.norm(&params, rows.len()) }
+        };
+        match norm {
+            Norm::None => generic.convert(from, out, rows.len() * x.cols, Activation::None),
+            Norm::Silu => generic.convert(from, out, rows.len() * x.cols, Activation::Silu),
+            Norm::Layer { weight, bias, eps } => run(weight.at(0, 0), bias.at(0, 0), *eps),
+            Norm::Rms { weight, eps } => run(weight.at(0, 0), Elements::NONE, *eps),
+            Norm::Modulate { scale, shift } => run(slice(scale), slice(shift), 1e-6),
+        }
+    }
+}
+
+/// The part of its table that a chunk is.
+fn slice(chunk: &Chunk<'_, Cuda>) -> Elements {
+    chunk.table.at(chunk.row, chunk.start)
+}
+
+impl Device for Cuda {
+    type Tensor = Tensor;
+    type Linear = Linear;
+    type LowRank = LowRank;
+    type Input = Input;
+    type Conv = Conv;
+
+    fn round(&self, value: f32) -> f32 {
+        // Embeddings of timesteps are made on the host, in f32.
+        value
+    }
+
+    fn load_linear(&self, source: &LinearSource<'_>) -> Result<Linear> {
+        self.load(source)
+    }
+
+    fn load_low_rank(&self, _: &LowRankSource) -> Result<LowRank> {
+        Err(Error::Unsupported("LoRAs on the GPU: this version applies them on the CPU only".into()))
+    }
+
+    fn load_conv(&self, source: &ConvSource) -> Result<Conv> {
+        let &ConvSource { n, c, kernel, stride, upsample, .. } = source;
+        let taps = kernel * kernel;
+        let mut weight = Vec::with_capacity(source.weight.len());
+        for filter in source.weight.chunks_exact(c * taps) {
+            weight.extend((0..taps).flat_map(|tap| (0..c).map(move |channel| filter[channel * taps + tap])));
+        }
+        if kernel == 1 && (stride != 1 || upsample) {
+            return Err(Error::Unsupported("a 1x1 convolution that changes the image's size".into()));
+        }
+        Ok(Conv {
+            weight: self.constant(&pack::f32_to_bf16(&weight))?,
+            bias: self.constant(&source.bias)?,
+            n,
+            c,
+            kernel,
+            stride,
+            upsample,
+        })
+    }
+
+    fn upload(&self, data: &[f32], cols: usize) -> Result<Tensor> {
+        let range = self.temporary(size_of_val(data))?;
+        range.write(data)?;
+        Ok(Tensor::new(range, true, data.len() / cols, cols))
+    }
+
+    fn zeros(&self, rows: usize, cols: usize) -> Result<Tensor> {
+        let tensor = self.tensor(rows, cols)?;
+        tensor.data.clear()?;
+        Ok(tensor)
+    }
+
+    fn download(&self, x: &Tensor) -> Result<Vec<f32>> {
+        let count = x.rows * x.cols;
+        if x.f32 {
+            return x.data.read(count);
+        }
+        Ok(x.data.read::<u16>(count)?.into_iter().map(|bits| half::bf16::from_bits(bits).to_f32()).collect())
+    }
+
+    fn prepare(
+        &self,
+        x: &Tensor,
+        rows: Rows<usize>,
+        norm: Norm<'_, Self>,
+        w: Layer<'_, Self>,
+    ) -> Result<Input> {
+        let w = w.weights;
+        assert_eq!(x.cols, w.k, "rows of another length than the linear's input");
+        if w.is_quantized() {
+            match &norm {
+                Norm::None => {
+                    let x = self.bf16(x, rows.clone())?;
+                    return self.quantize(x.at(rows.start), rows.len(), None, w);
+                }
+                Norm::Modulate { scale, shift } if !x.f32 && !scale.table.f32 && !shift.table.f32 => {
+                    let norm = [slice(scale).data, slice(shift).data];
+                    return self.quantize(x.at(rows.start, 0).data, rows.len(), Some(norm), w);
+                }
+                _ => {}
+            }
+        }
+        let h = self.temporary(rows.len() * x.cols * 2)?;
+        self.normalize(x, rows.clone(), &norm, Elements::bf16(h.at()))?;
+        match w.is_quantized() {
+            true => self.quantize(h.at(), rows.len(), None, w),
+            false => Ok(Self::dense_input(rows.len(), h)),
+        }
+    }
+
+    fn linear(&self, x: &Input, w: Layer<'_, Self>, act: Activation) -> Result<Tensor> {
+        let w = w.weights;
+        let y = self.tensor(x.rows, w.n)?;
+        self.apply(x, w, act, Target::Store(y.at(0, 0)))?;
+        Ok(y)
+    }
+
+    fn linear_mul(&self, x: &Input, w: Layer<'_, Self>, act: Activation, by: &Tensor) -> Result<Tensor> {
+        let w = w.weights;
+        let y = self.tensor(x.rows, w.n)?;
+        let by = self.bf16(by, 0..x.rows)?;
+        self.apply(x, w, act, Target::Mul(y.at(0, 0), by.at(0)))?;
+        Ok(y)
+    }
+
+    fn linear_add(
+        &self,
+        x: &Input,
+        w: Layer<'_, Self>,
+        gate: Option<Chunk<'_, Self>>,
+        into: &mut Tensor,
+        row: usize,
+    ) -> Result<()> {
+        let w = w.weights;
+        assert_eq!(into.cols, w.n, "rows of another length than the linear's output");
+        assert!(row + x.rows <= into.rows, "more rows than there are to add to");
+        let gate = gate.map(|gate| {
+            assert!(!gate.table.f32, "modulation tables are results of linears");
+            slice(&gate).data
+        });
+        into.pairs.take();
+        self.apply(x, w, Activation::None, Target::Add(into.at(row, 0), gate.unwrap_or(0)))
+    }
+
+    fn linear_qkv(
+        &self,
+        x: &Input,
+        w: Layer<'_, Self>,
+        norm: QkNormRope<'_, Self>,
+        into: &mut Tensor,
+        row: usize,
+    ) -> Result<()> {
+        let w = w.weights;
+        assert_eq!(into.cols, w.n, "rows of another length than the linear's output");
+        assert!(row + x.rows <= into.rows && !into.f32, "q, k and v have no place");
+        assert!(norm.q.f32 && norm.k.f32 && norm.rope.f32, "norms and rotary tables are uploaded");
+        let (dim, out) = (norm.rope.cols, into.at(row, 0));
+        let rope = norm.rope.at(row, 0).data;
+        if w.is_quantized() && dim == 128 {
+            let norms = self.temporary(2 * dim * 2)?;
+            self.gpu.generic.qk_norms(norm.q.data.at(), norm.k.data.at(), norms.at(), dim)?;
+            let pairs = self.rope_pairs(norm.rope)? + (row * dim * 2) as u64;
+            return self.apply_qkv(x, w, out.data, norms.at(), pairs);
+        }
+        self.apply(x, w, Activation::None, Target::Store(out))?;
+        if x.rows == 0 {
+            return Ok(());
+        }
+        self.gpu.generic.qk_norm_rope(&generic::QkNormRopeParams {
+            qkv: out.data,
+            q: norm.q.at(0, 0),
+            k: norm.k.at(0, 0),
+            rope,
+            rows: x.rows as i32,
+            heads: (w.n / 3 / dim) as i32,
+            dim: dim as i32,
+        })
+    }
+
+    fn linear_gelu(&self, x: &Input, w: Layer<'_, Self>, next: Layer<'_, Self>) -> Result<Input> {
+        if w.weights.is_quantized() && next.weights.is_quantized() {
+            return self.apply_gelu(x, w.weights, next.weights);
+        }
+        let g = self.linear(x, w, Activation::GeluTanh)?;
+        self.prepare(&g, 0..x.rows, Norm::None, next)
+    }
+
+    fn norm(&self, x: &Tensor, norm: Norm<'_, Self>) -> Result<Tensor> {
+        let y = self.tensor(x.rows, x.cols)?;
+        self.normalize(x, 0..x.rows, &norm, y.at(0, 0))?;
+        Ok(y)
+    }
+
+    fn attention(&self, qkv: &Tensor, spec: Attention<'_, Self>) -> Result<Tensor> {
+        let (tokens, dim) = (qkv.rows, qkv.cols / (3 * spec.heads));
+        let out = self.tensor(tokens, spec.heads * dim)?;
+        let qkv = self.bf16(qkv, 0..tokens)?;
+        if dim == 128 && matches!(spec.mask, Mask::None) {
+            self.gpu.hopper.attention(qkv.at(0), out.data.at(), tokens, spec.heads, spec.scale)?;
+            return Ok(out);
+        }
+        if dim % 16 != 0 || dim > 512 {
+            return Err(Error::Unsupported(format!(
+                "attention heads of {dim} channels: the GPU's kernels take multiples of 16 up to 512"
+            )));
+        }
+        let bias = match spec.mask {
+            Mask::Bias(bias) => {
+                assert!(bias.f32, "attention biases are uploaded");
+                bias.data.at()
+            }
+            Mask::None | Mask::Causal => 0,
+        };
+        self.gpu.generic.attention(&MaskedAttentionParams {
+            qkv: qkv.at(0),
+            out: out.data.at(),
+            bias,
+            tokens: tokens as i32,
+            heads: spec.heads as i32,
+            dim: dim as i32,
+            causal: matches!(spec.mask, Mask::Causal).into(),
+            scale: spec.scale,
+        })?;
+        Ok(out)
+    }
+
+    fn group_norm(
+        &self,
+        x: &Tensor,
+        groups: usize,
+        weight: &Tensor,
+        bias: &Tensor,
+        silu: bool,
+    ) -> Result<Tensor> {
+        let y = self.tensor(x.rows, x.cols)?;
+        let x16 = self.bf16(x, 0..x.rows)?;
+        let sums = self.temporary(generic::Kernels::group_norm_scratch(x.rows, groups) * 4)?;
+        let affine = self.temporary(2 * x.cols * 4)?;
+        self.gpu.generic.group_norm(&GroupNormParams {
+            x: x16.at(0),
+            out: y.data.at(),
+            weight: weight.at(0, 0),
+            bias: bias.at(0, 0),
+            sums: sums.at(),
+            affine: affine.at(),
+            pixels: x.rows as i32,
+            channels: x.cols as i32,
+            groups: groups as i32,
+            silu: silu.into(),
+        })?;
+        Ok(y)
+    }
+
+    fn conv(&self, x: &Tensor, size: [usize; 2], w: &Conv, add: Option<&Tensor>) -> Result<Tensor> {
+        assert!(x.rows == size[0] * size[1] && x.cols == w.c, "an image of another size");
+        let side = |side: usize| (side << usize::from(w.upsample)) / w.stride;
+        let pixels = side(size[0]) * side(size[1]);
+        let y = self.tensor(pixels, w.n)?;
+        let x = self.bf16(x, 0..x.rows)?;
+        let add = add.map_or(Elements::NONE, |add| add.at(0, 0));
+        let output = Output { add, ..Output::store(y.at(0, 0), w.n, w.bias.at(), Activation::None) };
+        let (x, weight, n, c) = (x.at(0), w.weight.at(), w.n as i32, w.c as i32);
+        if w.kernel == 1 {
+            self.gpu.generic.linear(&LinearParams { x, w: weight, m: pixels as i32, n, k: c, output })?;
+            return Ok(y);
+        }
+        let params = ConvParams {
+            x,
+            w: weight,
+            height: size[0] as i32,
+            width: size[1] as i32,
+            c,
+            n,
+            stride: w.stride as i32,
+            upsample: w.upsample.into(),
+            output,
+        };
+        self.gpu.generic.conv(&params, pixels)?;
+        Ok(y)
+    }
+
+    fn euler_step(&self, latents: &mut Tensor, velocity: &Tensor, dt: f32) -> Result<()> {
+        latents.pairs.take();
+        let count = latents.rows * latents.cols;
+        self.gpu.generic.euler_step(latents.at(0, 0), velocity.at(0, 0), count, dt)
+    }
+
+    fn to_rgb8(&self, x: &Tensor) -> Result<Vec<u8>> {
+        let count = x.rows * x.cols;
+        let bytes = self.temporary(count)?;
+        self.gpu.generic.to_rgb8(x.at(0, 0), bytes.at(), count)?;
+        bytes.read(count)
+    }
+}
+
+impl Cuda {
+    /// The rotary table as pairs of fp16.
+    fn rope_pairs(&self, rope: &Tensor) -> Result<u64> {
+        if let Some(pairs) = rope.pairs.get() {
+            return Ok(pairs.at());
+        }
+        let count = rope.rows * rope.cols;
+        let pairs = self.temporary(count * 2)?;
+        self.gpu.generic.rope_pairs(rope.data.at(), pairs.at(), count)?;
+        Ok(rope.pairs.get_or_init(|| pairs).at())
+    }
+}

@@ -1,0 +1,200 @@
+/* A libcuda.so.1 that has one GPU, whose memory is the host's and whose kernels do nothing. It checks what the
+ * driver would check, and at the end writes what is left to the file that FAKE_REPORT names.
+ *
+ *   FAKE_VERSION    what cuDriverGetVersion says; default 13000
+ *   FAKE_DEVICES    number of GPUs; default 1
+ *   FAKE_CAPABILITY compute capability; default 90
+ *   FAKE_OOM_AT     the n-th allocation fails, counted from 1
+ *   FAKE_LOST_AT    the n-th launch fails as a kernel that touched what it must not
+ *   FAKE_INIT       what cuInit returns; default 0
+ */
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef int R;
+typedef uint64_t P;
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_IMAGE = 200,
+       INVALID_CONTEXT = 201, INVALID_HANDLE = 400, ILLEGAL_ADDRESS = 700 };
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static long allocations, live_allocations, live_bytes, launches, contexts, streams, modules, pushed, wrong;
+static __thread void *stack[8];
+static __thread int depth;
+static int lost;
+
+static long setting(const char *name, long otherwise) {
+    const char *value = getenv(name);
+    return value ? atol(value) : otherwise;
+}
+/* A call that the driver would refuse is a bug, even when nobody looks at what it returns. */
+static R refuse(R code) {
+    wrong++;
+    return code;
+}
+/* Most functions need a current context. */
+#define ENTER()                                              \
+    do {                                                     \
+        if (depth == 0) return refuse(INVALID_CONTEXT);      \
+        if (lost) return ILLEGAL_ADDRESS;                    \
+    } while (0)
+
+R cuInit(unsigned flags) { return flags ? INVALID_VALUE : (R)setting("FAKE_INIT", 0); }
+R cuDriverGetVersion(int *v) { return *v = (int)setting("FAKE_VERSION", 13000), OK; }
+R cuGetErrorName(unsigned code, const char **name) {
+    *name = code == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : code == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS" : NULL;
+    return *name ? OK : INVALID_VALUE;
+}
+
+R cuDeviceGetCount(int *n) { return *n = (int)setting("FAKE_DEVICES", 1), OK; }
+R cuDeviceGet(int *device, int i) { return *device = i + 40, i < setting("FAKE_DEVICES", 1) ? OK : refuse(INVALID_DEVICE); }
+R cuDeviceGetName(char *name, int cap, int device) { return snprintf(name, cap, "Fake GPU %d", device - 40), OK; }
+R cuDeviceGetUuid_v2(char uuid[16], int device) { return memset(uuid, device, 16), OK; }
+R cuDeviceGetLuid(char *luid, unsigned *mask, int device) { return (void)luid, (void)mask, (void)device, 801; }
+R cuDeviceTotalMem_v2(size_t *bytes, int device) { return (void)device, *bytes = (size_t)80 << 30, OK; }
+R cuDeviceGetAttribute(int *value, int attribute, int device) {
+    long capability = setting("FAKE_CAPABILITY", 90);
+    (void)device;
+    switch (attribute) {
+        case 16: *value = 132; return OK;
+        case 75: *value = (int)(capability / 10); return OK;
+        case 76: *value = (int)(capability % 10); return OK;
+        default: return refuse(INVALID_VALUE);
+    }
+}
+
+R cuDevicePrimaryCtxRetain(void **context, int device) {
+    contexts++;
+    return *context = (void *)(intptr_t)device, OK;
+}
+R cuDevicePrimaryCtxRelease_v2(int device) { return (void)device, contexts--, OK; }
+R cuCtxPushCurrent_v2(void *context) {
+    if (context == NULL || depth == 8) return refuse(INVALID_CONTEXT);
+    stack[depth++] = context;
+    __atomic_add_fetch(&pushed, 1, __ATOMIC_SEQ_CST);
+    return OK;
+}
+R cuCtxPopCurrent_v2(void **context) {
+    if (depth == 0) return refuse(INVALID_CONTEXT);
+    *context = stack[--depth];
+    __atomic_sub_fetch(&pushed, 1, __ATOMIC_SEQ_CST);
+    return OK;
+}
+R cuCtxGetStreamPriorityRange(int *least, int *greatest) {
+    ENTER();
+    return *least = 0, *greatest = -5, OK;
+}
+
+R cuStreamCreateWithPriority(void **stream, unsigned flags, int priority) {
+    ENTER();
+    if (flags != 1 || priority != 0) return refuse(INVALID_VALUE);
+    return streams++, *stream = malloc(1), OK;
+}
+R cuStreamDestroy_v2(void *stream) { return free(stream), streams--, OK; }
+R cuStreamSynchronize(void *stream) {
+    ENTER();
+    return stream ? OK : refuse(INVALID_HANDLE);
+}
+
+/* Every allocation, to check copies against. */
+static struct { P at; size_t bytes; } blocks[4096];
+static R inside(P at, size_t bytes) {
+    R found = INVALID_VALUE;
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < 4096; i++)
+        if (blocks[i].at && at >= blocks[i].at && at + bytes <= blocks[i].at + blocks[i].bytes) found = OK;
+    pthread_mutex_unlock(&lock);
+    return found ? refuse(found) : OK;
+}
+R cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
+    ENTER();
+    return *free_bytes = 12345678, *total = (size_t)80 << 30, OK;
+}
+R cuMemAlloc_v2(P *at, size_t bytes) {
+    ENTER();
+    pthread_mutex_lock(&lock);
+    int i = 0;
+    while (blocks[i].at) i++;
+    R result = ++allocations == setting("FAKE_OOM_AT", 0) ? OUT_OF_MEMORY : OK;
+    if (result == OK) {
+        *at = blocks[i].at = (P)(uintptr_t)aligned_alloc(256, bytes);
+        blocks[i].bytes = bytes;
+        live_allocations++, live_bytes += bytes;
+        memset((void *)(uintptr_t)*at, 0, bytes);
+    }
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+R cuMemFree_v2(P at) {
+    R result = INVALID_VALUE;
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < 4096 && at; i++) {
+        if (blocks[i].at != at) continue;
+        live_allocations--, live_bytes -= blocks[i].bytes;
+        free((void *)(uintptr_t)at);
+        blocks[i].at = 0;
+        result = OK;
+    }
+    pthread_mutex_unlock(&lock);
+    return result ? refuse(result) : OK;
+}
+R cuMemcpyHtoDAsync_v2(P to, const void *from, size_t bytes, void *stream) {
+    ENTER();
+    if (!stream || inside(to, bytes)) return refuse(INVALID_VALUE);
+    return memcpy((void *)(uintptr_t)to, from, bytes), OK;
+}
+R cuMemcpyDtoHAsync_v2(void *to, P from, size_t bytes, void *stream) {
+    ENTER();
+    if (!stream || inside(from, bytes)) return refuse(INVALID_VALUE);
+    return memcpy(to, (void *)(uintptr_t)from, bytes), OK;
+}
+R cuMemsetD8Async(P at, unsigned char value, size_t bytes, void *stream) {
+    ENTER();
+    if (!stream || inside(at, bytes)) return refuse(INVALID_VALUE);
+    return memset((void *)(uintptr_t)at, value, bytes), OK;
+}
+
+R cuModuleLoadData(void **module, const void *image) {
+    ENTER();
+    uint32_t magic;
+    memcpy(&magic, image, 4);
+    if (magic != 0xba55ed50u) return refuse(INVALID_IMAGE);
+    return modules++, *module = malloc(1), OK;
+}
+R cuModuleUnload(void *module) { return free(module), modules--, OK; }
+R cuModuleGetFunction(void **function, void *module, const char *name) {
+    ENTER();
+    return *function = (void *)name, module ? OK : refuse(INVALID_HANDLE);
+}
+R cuFuncSetAttribute(void *function, int attribute, int value) {
+    ENTER();
+    return function && attribute == 8 && value >= 0 && value <= 232448 ? OK : refuse(INVALID_VALUE);
+}
+R cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                 unsigned shared, void *stream, void **params, void **extra) {
+    ENTER();
+    if (!function || !stream || !params || extra || shared > 232448) return refuse(INVALID_VALUE);
+    if (!gx || !gy || !gz || gy > 65535 || gz > 65535 || bx * by * bz == 0 || bx * by * bz > 1024) return refuse(INVALID_VALUE);
+    if (++launches == setting("FAKE_LOST_AT", 0)) lost = 1;
+    return OK;
+}
+R cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *base, const uint64_t *sizes, const uint64_t *strides,
+                         const uint32_t *box, const uint32_t *steps, int interleave, int swizzle, int promotion, int fill) {
+    ENTER();
+    (void)promotion, (void)fill, (void)steps;
+    unsigned bytes = type == 9 ? 2 : 1;
+    if ((uintptr_t)map % 64 || rank != 2 || (uintptr_t)base % 16 || !sizes[0] || !sizes[1] || strides[0] % 16) return refuse(INVALID_VALUE);
+    if (box[0] * bytes != 128 || !box[1] || box[1] > 256 || interleave || swizzle != 3) return refuse(INVALID_VALUE);
+    return inside((P)(uintptr_t)base, strides[0] * sizes[1]) ? INVALID_VALUE : OK;
+}
+
+__attribute__((destructor)) static void report(void) {
+    const char *path = getenv("FAKE_REPORT");
+    FILE *file = path ? fopen(path, "w") : NULL;
+    if (!file) return;
+    fprintf(file, "allocations %ld\nlaunches %ld\nlive_allocations %ld\nlive_bytes %ld\ncontexts %ld\nstreams %ld\nmodules %ld\npushed %ld\nwrong %ld\n",
+            allocations, launches, live_allocations, live_bytes, contexts, streams, modules, pushed, wrong);
+    fclose(file);
+}
