@@ -3,6 +3,7 @@
 //   lora[m,r] = sum_k bf16(h[m,k]) down[r,k]
 //   W4A8:  xq[m], xs[m]       = h[m] * reciprocal, quantised to -127..127 with one scale a row, absmax / 127
 //   W4A4:  xq[m,g], xs[g,m]   = bf16(h[m] * reciprocal), quantised to -8..7 in groups of 64, bf16(absmax / 7)
+//   NVFP4: the same, quantised to e2m1 in groups of 16, e4m3(min(absmax / 6, 448))
 // A CTA owns 16 rows or, where shared memory is short, 8; they stay in shared memory. Groups of 4 warps normalise and
 // quantise 4 rows each, so that a channel's parameters are loaded once for 4 rows; then the warps multiply all rows
 // with `down`, each half of the ranks over its part of K. Sums are taken in a fixed order, so that results do not
@@ -11,6 +12,7 @@
 // Launch with 32 threads a row of the CTA, smem_bytes of shared memory and ceil(m / rows) CTAs. k is a multiple of 64,
 // the rank of 16, with 0 for none; pointers are aligned to 16 bytes.
 #include "common/mma.cuh"
+#include "common/nvfp4.cuh"
 #include "common/types.cuh"
 
 struct QuantizeParams {
@@ -19,11 +21,13 @@ struct QuantizeParams {
     const bf16* shift;        // [k]
     const float* reciprocal;  // [k], 1 / smooth
     const bf16* down;         // [rank, k]
-    void* xq;                 // W4A8: [m, k] bytes. W4A4: the layout of gemm_w4a4
-    float* xs;                // W4A8: [m]. W4A4: [k/64, m rounded up to 16]
+    void* xq;                 // W4A8: [m, k] bytes. W4A4, NVFP4: linear4::Codes
+    float* xs;                // W4A8: [m]. W4A4: [k/64, m rounded up to 16]. NVFP4: so too, but words of four e4m3
     bf16* lora;               // [m, rank]
     int m, k, rank;
 };
+
+enum QuantizeTo { TO_W4A8, TO_W4A4, TO_NVFP4 };
 
 namespace quantize {
 
@@ -171,8 +175,10 @@ struct Group {
         }
     }
 
-    // 16 threads hold a group of 64 channels, two of them a word of an mma operand.
-    __device__ __forceinline__ void quantise_w4a4() const {
+    // 16 threads hold 64 channels, two of them a word of an mma operand. One scale for all of them, or (NVFP4) one for
+    // every four threads.
+    template <QuantizeTo TO>
+    __device__ __forceinline__ void quantise_4bit() const {
         const int rows = ceil_div(p.m, 16) * 16;
         for (int first = 0; first < p.k; first += 4 * GROUP_THREADS) {
             const int k = first + 4 * thread;
@@ -188,12 +194,25 @@ struct Group {
                     top = fmaxf(top, fabsf(v[c]));
                 }
 #pragma unroll
-                for (int mask = 1; mask < 16; mask *= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, mask));
-                const float inverse = code_scale(top, 7.0f);
+                for (int mask = 1; mask < (TO == TO_NVFP4 ? 4 : 16); mask *= 2)
+                    top = fmaxf(top, __shfl_xor_sync(~0u, top, mask));
                 u32 word = 0;
+                float scale;
+                if constexpr (TO == TO_NVFP4) {
+                    const nvfp4::Scale s(top);
+                    word = nvfp4::to_e2m1(v[0] * s.inverse, v[1] * s.inverse) |
+                           nvfp4::to_e2m1(v[2] * s.inverse, v[3] * s.inverse) << 8;
+                    u32 scales = s.stored << (thread / 4 % 4 * 8);
+                    scales |= __shfl_xor_sync(~0u, scales, 4);
+                    scales |= __shfl_xor_sync(~0u, scales, 8);
+                    scale = __uint_as_float(scales);
+                } else {
+                    const float inverse = code_scale(top, 7.0f);
 #pragma unroll
-                for (int c = 0; c < 4; ++c) {
-                    word |= (min(max(__float2int_rn(v[c] * inverse), -8), 7) & 15) << (4 * c);
+                    for (int c = 0; c < 4; ++c) {
+                        word |= (min(max(__float2int_rn(v[c] * inverse), -8), 7) & 15) << (4 * c);
+                    }
+                    scale = bf16_low(pack_bf16(top * (1.0f / 7), 0.0f));
                 }
                 word |= __shfl_xor_sync(~0u, word, 1) << 16;
                 if (k >= p.k || row + j >= rows) continue;
@@ -202,7 +221,6 @@ struct Group {
                 const long long at = static_cast<long long>(m / 16) * (p.k / 64) + k / 64;
                 u32* out = static_cast<u32*>(p.xq) + (at * 32 + m % 8 * 4 + t) * 4 + 2 * half + m % 16 / 8;
                 if (thread % 2 == 0) *out = word;
-                const float scale = bf16_low(pack_bf16(top * (1.0f / 7), 0.0f));
                 if (thread % 16 == 0) p.xs[static_cast<long long>(k / 64) * rows + m] = scale;
             }
         }
@@ -251,7 +269,7 @@ __device__ __forceinline__ void project_down(const QuantizeParams& p, const bf16
     }
 }
 
-template <bool FOUR>
+template <QuantizeTo TO>
 __device__ __forceinline__ void run(const QuantizeParams& p) {
     extern __shared__ __align__(1024) unsigned char shared_bytes[];
     bf16* shared = reinterpret_cast<bf16*>(shared_bytes);
@@ -259,10 +277,10 @@ __device__ __forceinline__ void run(const QuantizeParams& p) {
     const Group group(p, shared, partial);
     float top[GROUP_ROWS];
     group.normalise(top);
-    if constexpr (FOUR) {
-        group.quantise_w4a4();
-    } else {
+    if constexpr (TO == TO_W4A8) {
         group.quantise_w4a8(top);
+    } else {
+        group.quantise_4bit<TO>();
     }
     __syncthreads();
     project_down(p, shared, partial);
@@ -275,13 +293,14 @@ __device__ __forceinline__ void run(const QuantizeParams& p) {
 #else
 #define SVDQ_BLOCKS 1
 #endif
-#define SVDQ_QUANTIZE(NAME, FOUR)                                                           \
+#define SVDQ_QUANTIZE(NAME, TO)                                                             \
     extern "C" __global__ void __launch_bounds__(512, SVDQ_BLOCKS) NAME(QuantizeParams p) { \
-        quantize::run<FOUR>(p);                                                             \
+        quantize::run<TO>(p);                                                               \
     }
 
-SVDQ_QUANTIZE(quantize_w4a8, false)
-SVDQ_QUANTIZE(quantize_w4a4, true)
+SVDQ_QUANTIZE(quantize_w4a8, TO_W4A8)
+SVDQ_QUANTIZE(quantize_w4a4, TO_W4A4)
+SVDQ_QUANTIZE(quantize_nvfp4, TO_NVFP4)
 
 // lora[m,r] = sum_b partials[b,m,r]: what the GELU epilogue left. `count` = m * rank.
 extern "C" __global__ void __launch_bounds__(256)

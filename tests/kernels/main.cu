@@ -1,9 +1,11 @@
 // Numbers and speed of the kernels on the GPU at hand: `kernels [--checks] [NAME]...`, all by default, with NAME one of
-// ceiling, step, unpack, w4a4, w4a8, attention, quantize, norms, w4a16, masked, dense, vae. --checks leaves out timing
-// and large shapes. Every check is against plain code on random data with outlier channels; exit status 1 if one fails.
+// ceiling, step, unpack, w4a4, nvfp4, w4a8, attention, quantize, norms, w4a16, masked, dense, vae. --checks leaves out
+// timing and large shapes. Every check is against plain code on random data with outlier channels; exit status 1 if one
+// fails.
 #include "attention.cuh"
 #include "ceiling.cuh"
 #include "dense.cuh"
+#include "gemm_nvfp4.cuh"
 #include "gemm_w4a4.cuh"
 #include "gemm_w4a8.cuh"
 #include "masked_attention.cuh"
@@ -30,6 +32,7 @@ int main(int argc, char** argv) {
     if (wanted("quantize")) test_quantize::run();
     if (wanted("unpack")) test_unpack::run();
     if (wanted("w4a4")) test_gemm_w4a4::run();
+    if (wanted("nvfp4")) test_gemm_nvfp4::run();
     if (wanted("w4a8")) test_gemm::run(INT8);
     if (wanted("attention")) test_attention::run(BF16);
     if (wanted("step") && !checks_only) test_step::run(1024, 4), test_step::run(512, 4);

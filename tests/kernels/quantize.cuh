@@ -3,11 +3,12 @@
 
 #include "../../kernels/quantize.cu"
 #include "harness.cuh"
+#include "nvfp4.cuh"
 
 namespace test_quantize {
 
-inline void launch(const QuantizeParams& p, bool four = false, int rows = 16) {
-    auto kernel = four ? quantize_w4a4 : quantize_w4a8;
+inline void launch(const QuantizeParams& p, QuantizeTo to = TO_W4A8, int rows = 16) {
+    auto kernel = to == TO_W4A8 ? quantize_w4a8 : to == TO_W4A4 ? quantize_w4a4 : quantize_nvfp4;
     int smem = quantize::smem_bytes(p.k, rows);
     allow_smem(kernel, smem);
     kernel<<<(p.m + rows - 1) / rows, 32 * rows, smem>>>(p);
@@ -38,23 +39,25 @@ struct Data {
     }
 };
 
-// The code of channel `j` in row `i`.
-inline int code(const std::vector<signed char>& xq, bool four, int i, int j, int k) {
-    if (!four) return xq[size_t(i) * k + j];
+// The code of channel `j` in row `i`; of NVFP4 the place of its number.
+inline int code(const std::vector<signed char>& xq, QuantizeTo to, int i, int j, int k) {
+    if (to == TO_W4A8) return xq[size_t(i) * k + j];
     size_t word =
         ((size_t(i / 16) * (k / 64) + j / 64) * 32 + i % 8 * 4 + j % 32 / 8) * 4 + j % 64 / 32 * 2 + i % 16 / 8;
     int nibble = xq[word * 4 + j % 8 / 2] >> (j % 2 * 4) & 15;
+    if (to == TO_NVFP4) return test_nvfp4::place_of(nibble);
     return nibble < 8 ? nibble : nibble - 16;
 }
 
-inline void check(int m, int k, int rank, bool norm, bool four, int rows_a_block) {
+inline void check(int m, int k, int rank, bool norm, QuantizeTo to, int rows_a_block) {
     Data d(m, k, rank, norm);
-    launch(d.p, four, rows_a_block);
+    launch(d.p, to, rows_a_block);
     CUDA(cudaDeviceSynchronize());
     auto x = d.x.host(), down = d.down.host(), lora = d.lora.host(), scale = d.scale.host(), shift = d.shift.host();
     auto xs = d.xs.host(), reciprocal = d.reciprocal.host();
     auto xq = d.xq.host();
-    const int block = four ? 64 : k, top_code = four ? 7 : 127;
+    const int block = to == TO_W4A8 ? k : to == TO_W4A4 ? 64 : 16;
+    const int top_code = to == TO_W4A8 ? 127 : to == TO_W4A4 ? 7 : 6;
     size_t one = 0;
     int more = 0;
     double worst_scale = 0;
@@ -70,11 +73,14 @@ inline void check(int m, int k, int rank, bool norm, bool four, int rows_a_block
         for (int b = 0; b < k; b += block) {
             double top = 0;
             for (int j = b; j < b + block; ++j) top = std::max(top, std::abs(h[j] * reciprocal[j]));
-            double found = four ? xs[size_t(b / 64) * ((m + 15) / 16 * 16) + i] : xs[i];
+            const float* stored = &xs[to == TO_W4A8 ? i : size_t(b / 64) * ((m + 15) / 16 * 16) + i];
+            double found = *stored;
+            if (to == TO_NVFP4) found = test_nvfp4::e4m3(reinterpret_cast<const u8*>(stored)[b / 16 % 4]);
             worst_scale = std::max(worst_scale, std::abs(found / (top / top_code) - 1));
             for (int j = b; j < b + block; ++j) {
+                double v = h[j] * reciprocal[j] / (top / top_code);
                 int delta =
-                    std::abs(code(xq, four, i, j, k) - int(std::lrint(h[j] * reciprocal[j] / (top / top_code))));
+                    std::abs(code(xq, to, i, j, k) - (to == TO_NVFP4 ? test_nvfp4::place(v) : int(std::lrint(v))));
                 one += delta == 1;
                 more += delta > 1;
             }
@@ -91,29 +97,32 @@ inline void check(int m, int k, int rank, bool norm, bool four, int rows_a_block
     std::snprintf(
         text, sizeof text,
         "quantise %s m%d k%d r%d%s: scales off by %.1e, codes off by one %.2f%%, by more %d, low-rank error %.1e",
-        four ? "w4a4" : "w4a8", m, k, rank, norm ? " norm" : "", worst_scale, 100 * share, more, diff.relative);
-    // h is rounded to bf16 first; in w4a4 so are the smoothed values and the scales.
-    report(worst_scale < 1.2e-2 && share < 0.02 && more == 0 && diff.relative < 5e-3, text);
+        to == TO_W4A8   ? "w4a8"
+        : to == TO_W4A4 ? "w4a4"
+                        : "nvfp4",
+        m, k, rank, norm ? " norm" : "", worst_scale, 100 * share, more, diff.relative);
+    // h is rounded to bf16 first; in w4a4 so are the smoothed values and the scales. nvfp4's scales are of 4 bits.
+    report(worst_scale < (to == TO_NVFP4 ? 0.075 : 1.2e-2) && share < 0.02 && more == 0 && diff.relative < 5e-3, text);
     Bits first, second;
     first.add(d.xq), first.add(d.xs), first.add(d.lora);
     d.xq.poison(), d.xs.poison(), d.lora.poison();
-    launch(d.p, four, rows_a_block);
+    launch(d.p, to, rows_a_block);
     second.add(d.xq), second.add(d.xs), second.add(d.lora);
     same_bits(first, second);
 }
 
 inline void run() {
     for (int m : {1, 37, 300}) {
-        for (bool four : {false, true}) {
-            check(m, 256, 32, true, four, 16);
-            check(m, 1024, 16, false, four, 8);
-            check(m, 3072, 32, true, four, 16);
-            check(m, 2112, 128, true, four, 8);
-            check(m, 4096, 48, false, four, 16);
+        for (QuantizeTo to : {TO_W4A8, TO_W4A4, TO_NVFP4}) {
+            check(m, 256, 32, true, to, 16);
+            check(m, 1024, 16, false, to, 8);
+            check(m, 3072, 32, true, to, 16);
+            check(m, 2112, 128, true, to, 8);
+            check(m, 4096, 48, false, to, 16);
         }
     }
     if (checks_only) return;
-    check(4608, 3072, 32, true, false, 16);
+    check(4608, 3072, 32, true, TO_W4A8, 16);
     for (int m : {4608, 512}) {
         for (int rank : {32, 0})
             for (bool norm : {true, false}) {
