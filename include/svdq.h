@@ -63,6 +63,21 @@
 #define SVDQ_VERSION_NUMBER (((SVDQ_VERSION_MAJOR * 10000) + (SVDQ_VERSION_MINOR * 100)) + SVDQ_VERSION_PATCH)
 
 /**
+ * The first GPU that this library can use, or the CPU if there is none.
+ */
+#define SVDQ_DEVICE_BEST 0
+
+/**
+ * The GPU of number device_index among those of the NVIDIA driver.
+ */
+#define SVDQ_DEVICE_INDEX 1
+
+/**
+ * The CPU.
+ */
+#define SVDQ_DEVICE_CPU 4
+
+/**
  * A source is a path.
  */
 #define SVDQ_SOURCE_PATH 1
@@ -160,6 +175,14 @@ typedef struct svdq_context_params {
    * not depend on it.
    */
   uint32_t threads;
+  /**
+   * SVDQ_DEVICE_*: where models run. 0: SVDQ_DEVICE_BEST.
+   */
+  uint32_t device_select;
+  /**
+   * The number of the GPU, with SVDQ_DEVICE_INDEX.
+   */
+  uint32_t device_index;
 } svdq_context_params;
 
 /**
@@ -543,7 +566,9 @@ SVDQ_API svdq_result svdq_context_params_init(struct svdq_context_params *params
  * params: how, or NULL for the defaults.
  * out: receives the context, or NULL on failure. Release it with svdq_context_release.
  *
- * Errors: SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT.
+ * Errors: SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT. For a GPU: SVDQ_ERR_NO_DRIVER,
+ * SVDQ_ERR_DRIVER_TOO_OLD, SVDQ_ERR_NO_DEVICE, SVDQ_ERR_DEVICE_UNSUPPORTED,
+ * SVDQ_ERR_OUT_OF_DEVICE_MEMORY.
  * Threads: any.
  * Since 0.1.
  */

@@ -2,11 +2,18 @@
 
 use super::boundary::{Sized32, guard, make_handle, read_struct, release, write_struct};
 use super::{SVDQ_VERSION_MAJOR, SVDQ_VERSION_NUMBER, svdq_result};
-use crate::engine::{Context, ContextOptions};
+use crate::engine::{Context, ContextOptions, DeviceSelect};
 use crate::{Error, Result};
 
 /// What models are loaded into: a device and its threads. Independent of every other context.
 pub struct svdq_context(pub(super) Context);
+
+/// The first GPU that this library can use, or the CPU if there is none.
+pub const SVDQ_DEVICE_BEST: u32 = 0;
+/// The GPU of number device_index among those of the NVIDIA driver.
+pub const SVDQ_DEVICE_INDEX: u32 = 1;
+/// The CPU.
+pub const SVDQ_DEVICE_CPU: u32 = 4;
 
 /// How a context is made. All zero but struct_size is a good choice.
 #[repr(C)]
@@ -20,9 +27,13 @@ pub struct svdq_context_params {
     /// CPU threads to compute with, the caller's own included; at most 1024. 0: one a core. Pictures do
     /// not depend on it.
     pub threads: u32,
+    /// SVDQ_DEVICE_*: where models run. 0: SVDQ_DEVICE_BEST.
+    pub device_select: u32,
+    /// The number of the GPU, with SVDQ_DEVICE_INDEX.
+    pub device_index: u32,
 }
 
-// SAFETY: three integers.
+// SAFETY: five integers.
 unsafe impl Sized32 for svdq_context_params {
     const NAME: &'static str = "svdq_context_params";
 }
@@ -36,7 +47,13 @@ unsafe impl Sized32 for svdq_context_params {
 /// Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn svdq_context_params_init(params: *mut svdq_context_params) -> svdq_result {
-    let defaults = svdq_context_params { struct_size: 0, header_version: 0, threads: 0 };
+    let defaults = svdq_context_params {
+        struct_size: 0,
+        header_version: 0,
+        threads: 0,
+        device_select: SVDQ_DEVICE_BEST,
+        device_index: 0,
+    };
     // SAFETY: `params` is as the header demands.
     guard(|| unsafe { write_struct(params, &defaults) })
 }
@@ -46,7 +63,9 @@ pub unsafe extern "C" fn svdq_context_params_init(params: *mut svdq_context_para
 /// params: how, or NULL for the defaults.
 /// out: receives the context, or NULL on failure. Release it with svdq_context_release.
 ///
-/// Errors: SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT.
+/// Errors: SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT. For a GPU: SVDQ_ERR_NO_DRIVER,
+/// SVDQ_ERR_DRIVER_TOO_OLD, SVDQ_ERR_NO_DEVICE, SVDQ_ERR_DEVICE_UNSUPPORTED,
+/// SVDQ_ERR_OUT_OF_DEVICE_MEMORY.
 /// Threads: any.
 /// Since 0.1.
 #[unsafe(no_mangle)]
@@ -61,6 +80,14 @@ pub unsafe extern "C" fn svdq_context_create(
             let params = unsafe { read_struct(params)? };
             check_header(params.header_version)?;
             options.threads = params.threads as usize;
+            options.device = match params.device_select {
+                SVDQ_DEVICE_BEST => DeviceSelect::Auto,
+                SVDQ_DEVICE_INDEX => DeviceSelect::Cuda(params.device_index),
+                SVDQ_DEVICE_CPU => DeviceSelect::Cpu,
+                other => {
+                    return Err(Error::InvalidArgument(format!("device_select is {other}, which is none")));
+                }
+            };
         }
         Ok(svdq_context(Context::new(options)?))
     };

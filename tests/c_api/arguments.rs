@@ -154,6 +154,7 @@ fn every_function_checks_its_arguments() {
         case!(svdq_context_create, "newer header", SVDQ_ERR_VERSION_MISMATCH, "svdq.h 0.1.1", create_with(|p| p.header_version = SVDQ_VERSION_NUMBER + 1)),
         case!(svdq_context_create, "header of another major version", SVDQ_ERR_VERSION_MISMATCH, "svdq.h 3.2.1", create_with(|p| p.header_version = 30201)),
         case!(svdq_context_create, "wild number of threads", "threads is 4294967295", create_with(|p| p.threads = u32::MAX)),
+        case!(svdq_context_create, "unknown device", "device_select is 9", create_with(|p| p.device_select = 9)),
         case!(svdq_context_release, "NULL", SVDQ_OK, "", { svdq_context_release(null.cast()); SVDQ_OK }),
 
         case!(svdq_model_load, "no out", "out is NULL", svdq_model_load(context, &load, null.cast())),
@@ -353,7 +354,7 @@ fn structs_may_be_older_or_newer() {
     unsafe { svdq_context_release(context) };
     newer.added[2] = 1;
     assert_eq!(unsafe { svdq_context_create(&newer.known, &mut context) }, SVDQ_ERR_VERSION_MISMATCH);
-    assert!(last_error().contains("svdq_context_params asks at byte 20"), "{}", last_error());
+    assert!(last_error().contains("svdq_context_params asks at byte 28"), "{}", last_error());
 
     let mut info = Newer { known: sized::<svdq_model_info>(), added: [9; 4] };
     info.known.struct_size = size_of_val(&info) as u32;
