@@ -137,7 +137,9 @@ pub(super) fn fake_quantise_fp4(smoothed: &mut [f32]) {
             largest = largest.max(v.abs());
         }
         let scale = (largest * (1.0 / 6.0)).min(448.0);
-        let (inverse, stored) = (if scale > 0.0 { 1.0 / scale } else { 0.0 }, round_e4m3(scale));
+        // 0 and scales so small that they have no reciprocal give zeros.
+        let inverse = Some(1.0 / scale).filter(|inverse| inverse.is_finite()).unwrap_or(0.0);
+        let stored = round_e4m3(scale);
         for v in group {
             *v = round_e2m1(*v * inverse) * stored;
         }
@@ -189,6 +191,7 @@ mod tests {
     #[test]
     fn groups_of_zeros_and_of_large_values_stay_finite() {
         let mut values = [0.0; 32];
+        values[3] = 1e-40;
         values[16..].fill(1e30);
         values[31] = -1e30;
         fake_quantise_fp4(&mut values);
