@@ -25,7 +25,7 @@ pub struct Checkpoint {
 /// One tensor as it lies in its file.
 #[derive(Clone, Copy)]
 pub struct Tensor<'a> {
-    /// Name in the file, or the one that [`super::names`] gives it.
+    /// Name in the file, or diffusers' name for it, where the file has another's.
     pub name: &'a str,
     /// Type of an element.
     pub dtype: Dtype,
