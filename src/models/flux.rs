@@ -139,8 +139,8 @@ impl<D: Device> Flux<D> {
         let hidden = self.timestep.hidden(run, &sinusoids, SINUSOID)?;
         let mut temb = run.dev.linear(&hidden, run.layer(&self.timestep.linear_2), Activation::None)?;
         if let Some(embedder) = &self.guidance {
-            let scaled = run.dev.round(run.dev.round(guidance) * 1000.0);
-            let hidden = embedder.hidden(run, &sinusoidal(scaled, SINUSOID).repeat(steps), SINUSOID)?;
+            let hidden =
+                embedder.hidden(run, &sinusoidal(guidance * 1000.0, SINUSOID).repeat(steps), SINUSOID)?;
             run.dev.linear_add(&hidden, run.layer(&embedder.linear_2), None, &mut temb, 0)?;
         }
         let hidden = self.pooled.hidden(run, &pooled.repeat(steps), pooled.len())?;

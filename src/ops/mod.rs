@@ -162,10 +162,6 @@ pub trait Device: Send + Sync + Sized {
     /// The weights of a 2-D convolution.
     type Conv: Send + Sync;
 
-    /// Rounds a host scalar to the precision in which the device computes, as diffusers does when it
-    /// casts timesteps to the model's dtype.
-    fn round(&self, value: f32) -> f32;
-
     /// Puts the weights of a linear on the device.
     fn load_linear(&self, source: &LinearSource<'_>) -> Result<Self::Linear>;
     /// Puts a low-rank update of a linear on the device.

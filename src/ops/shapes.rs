@@ -72,10 +72,6 @@ impl Device for Shapes {
     type Input = Shape;
     type Conv = Conv;
 
-    fn round(&self, value: f32) -> f32 {
-        value
-    }
-
     fn load_linear(&self, source: &LinearSource<'_>) -> Result<Linear> {
         let [n, k] = source.shape();
         Ok(Linear { n, k })

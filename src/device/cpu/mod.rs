@@ -78,10 +78,6 @@ impl Device for Cpu {
     type Input = Input;
     type Conv = Conv;
 
-    fn round(&self, value: f32) -> f32 {
-        value
-    }
-
     fn load_linear(&self, source: &LinearSource<'_>) -> Result<Linear> {
         Ok(match source {
             LinearSource::Dense(source) => Linear::dense(self.on(), source),

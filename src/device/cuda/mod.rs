@@ -201,11 +201,6 @@ impl Device for Cuda {
     type Input = Input;
     type Conv = Conv;
 
-    fn round(&self, value: f32) -> f32 {
-        // Embeddings of timesteps are made on the host, in f32.
-        value
-    }
-
     fn load_linear(&self, source: &LinearSource<'_>) -> Result<Linear> {
         self.load(source)
     }
