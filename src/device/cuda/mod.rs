@@ -4,6 +4,7 @@
 //! runs on one stream of the lowest priority. 4-bit linears have the same integer weights as on the CPU.
 
 mod api;
+mod dense;
 mod driver;
 mod generic;
 mod hopper;
@@ -11,6 +12,7 @@ mod kernels;
 mod linear;
 mod memory;
 mod tensor;
+mod w4a8;
 
 use std::ops::Range as Rows;
 use std::sync::Arc;
