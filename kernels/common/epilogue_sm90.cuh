@@ -45,6 +45,48 @@ __device__ __forceinline__ void write_bf16(const float (&v)[R], const TensorMap&
     }
 }
 
+// One byte a result in staging, as two slices of 128 columns, on its way to `out`.
+struct Bytes {
+    u32 staging;
+    int row;  // of this thread: this one and 8 on
+
+    // Of columns 8j + 2 (lane % 4) and the next: `first` of the first row, `second` of the second.
+    __device__ __forceinline__ void put(int j, u32 first, u32 second) const {
+        // Row `row` and `row + 8` have the same place in the swizzle.
+        const u32 chunk = ((j % 16) / 2) ^ (row % 8);
+        const u32 at = staging + (j / 16) * SLICE_BYTES + 128 * row + 16 * chunk + 8 * (j % 2) + 2 * (threadIdx.x % 4);
+        asm volatile("st.shared.u16 [%0], %1;" ::"r"(at), "h"(static_cast<u16>(first)) : "memory");
+        asm volatile("st.shared.u16 [%0], %1;" ::"r"(at + 8 * 128), "h"(static_cast<u16>(second)) : "memory");
+    }
+    // Waits until staging may be written to.
+    __device__ static void begin(int warpgroup) {
+        if (threadIdx.x % 128 == 0) sm90::store_wait_read<0>();
+        named_sync(1 + warpgroup, 128);
+    }
+    __device__ void store(const TensorMap& out, int n0, int m0, int columns, int warpgroup) const {
+        sm90::fence_async();
+        named_sync(1 + warpgroup, 128);
+        if (threadIdx.x % 128 == 0) {
+            sm90::store_2d(out, staging, n0, m0);
+            if (n0 + 128 < columns) sm90::store_2d(out, staging + SLICE_BYTES, n0 + 128, m0);
+            sm90::store_commit();
+        }
+    }
+};
+
+// g[4j ..] = (g + shift) * reciprocal of this thread's columns of tile j; 0 past the last column.
+__device__ __forceinline__ void smooth(float* g, const Columns<float>& reciprocals, int j) {
+    float2 r = reciprocals[j];
+    if (reciprocals.n0 + j / 8 * 64 >= reciprocals.count) r = make_float2(0.0f, 0.0f);
+    g[4 * j] = fmaf(g[4 * j], r.x, SHIFT * r.x);
+    g[4 * j + 1] = fmaf(g[4 * j + 1], r.y, SHIFT * r.y);
+    g[4 * j + 2] = fmaf(g[4 * j + 2], r.x, SHIFT * r.x);
+    g[4 * j + 3] = fmaf(g[4 * j + 3], r.y, SHIFT * r.y);
+}
+
+// Adding 1.5 * 2^23 rounds to an integer, half to even, in the low bits.
+constexpr float TO_INTEGER = 12582912.0f;
+
 // Quantises x = (g + shift) * reciprocal[n] to 0..255 with one scale a row over the tile's 256 columns; `g` is used up.
 // Writes codes by the copy engine to `out` and scales to `scales[m]`:
 // scale = absmax / 255; code = round half even (x / scale).
@@ -52,20 +94,14 @@ template <int R>
 __device__ __forceinline__ void quantise_u8(float (&g)[R], const TensorMap& out, float* scales, const float* reciprocal,
                                             u32 staging, int n0, int m0, int rows, int columns, int warpgroup) {
     static_assert(R == 128, "a block is 256 channels");
-    const int thread = threadIdx.x % 128, lane = threadIdx.x % 32, row = 16 * (thread / 32) + lane / 4;
-    const int column = 2 * (lane % 4);
+    const int lane = threadIdx.x % 32, row = 16 * (threadIdx.x % 128 / 32) + lane / 4;
 
     const Columns<float> reciprocals{reciprocal, n0, columns};
     float max0 = 0.0f, max1 = 0.0f;
 #pragma unroll
     for (int j = 0; j < 32; ++j) {
         if (j % 16 == 0) asm volatile("" ::: "memory");  // bounds how many of these loads are under way: registers
-        float2 r = reciprocals[j];
-        if (n0 + j / 8 * 64 >= columns) r = make_float2(0.0f, 0.0f);
-        g[4 * j] = fmaf(g[4 * j], r.x, SHIFT * r.x);
-        g[4 * j + 1] = fmaf(g[4 * j + 1], r.y, SHIFT * r.y);
-        g[4 * j + 2] = fmaf(g[4 * j + 2], r.x, SHIFT * r.x);
-        g[4 * j + 3] = fmaf(g[4 * j + 3], r.y, SHIFT * r.y);
+        smooth(g, reciprocals, j);
         max0 = fmaxf(max0, fmaxf(g[4 * j], g[4 * j + 1]));
         max1 = fmaxf(max1, fmaxf(g[4 * j + 2], g[4 * j + 3]));
     }
@@ -77,27 +113,15 @@ __device__ __forceinline__ void quantise_u8(float (&g)[R], const TensorMap& out,
     }
     const float inverse0 = code_scale(max0, 255.0f), inverse1 = code_scale(max1, 255.0f);
 
-    if (thread == 0) sm90::store_wait_read<0>();
-    named_sync(1 + warpgroup, 128);
+    const Bytes bytes{staging, row};
+    Bytes::begin(warpgroup);
 #pragma unroll
     for (int j = 0; j < 32; ++j) {
-        // Adding 1.5 * 2^23 rounds to an integer, half to even, in the low bits.
-        auto code = [](float x, float inverse) { return __float_as_uint(fmaf(x, inverse, 12582912.0f)); };
-        u32 a = __byte_perm(code(g[4 * j], inverse0), code(g[4 * j + 1], inverse0), 0x0040);
-        u32 b = __byte_perm(code(g[4 * j + 2], inverse1), code(g[4 * j + 3], inverse1), 0x0040);
-        // Row `row` and `row + 8` have the same place in the swizzle.
-        u32 chunk = ((j % 16) / 2) ^ (row % 8);
-        u32 at = staging + (j / 16) * SLICE_BYTES + 128 * row + 16 * chunk + 8 * (j % 2) + column;
-        asm volatile("st.shared.u16 [%0], %1;" ::"r"(at), "h"(static_cast<u16>(a)) : "memory");
-        asm volatile("st.shared.u16 [%0], %1;" ::"r"(at + 8 * 128), "h"(static_cast<u16>(b)) : "memory");
+        auto code = [](float x, float inverse) { return __float_as_uint(fmaf(x, inverse, TO_INTEGER)); };
+        bytes.put(j, __byte_perm(code(g[4 * j], inverse0), code(g[4 * j + 1], inverse0), 0x0040),
+                  __byte_perm(code(g[4 * j + 2], inverse1), code(g[4 * j + 3], inverse1), 0x0040));
     }
-    sm90::fence_async();
-    named_sync(1 + warpgroup, 128);
-    if (thread == 0) {
-        sm90::store_2d(out, staging, n0, m0);
-        if (n0 + 128 < columns) sm90::store_2d(out, staging + SLICE_BYTES, n0 + 128, m0);
-        sm90::store_commit();
-    }
+    bytes.store(out, n0, m0, columns, warpgroup);
 }
 
 }  // namespace epilogue

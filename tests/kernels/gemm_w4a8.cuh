@@ -48,14 +48,14 @@ struct Entry {
 inline Entry entry(const Case& c) {
     switch (c.epilogue) {
         case STORE:
-            return {gemm_w4a8_store_sm90, 256, Shape<256>::SMEM_BYTES};
+            return {gemm_w4a8_store_sm90, 256, linear_sm90::Shape<w4a8::Wide>::SMEM_BYTES};
         case QKV:
-            return {gemm_w4a8_qkv_sm90, 256, Shape<256>::SMEM_BYTES};
+            return {gemm_w4a8_qkv_sm90, 256, linear_sm90::Shape<w4a8::Wide>::SMEM_BYTES};
         case GELU:
-            return {gemm_w4a8_gelu_sm90, 256, Shape<256>::SMEM_BYTES};
+            return {gemm_w4a8_gelu_sm90, 256, linear_sm90::Shape<w4a8::Wide>::SMEM_BYTES};
         default:
-            return c.blocked ? Entry{gemm_w4a8_add_u8_sm90, 192, Shape<192>::SMEM_BYTES}
-                             : Entry{gemm_w4a8_add_sm90, 192, Shape<192>::SMEM_BYTES};
+            return {c.blocked ? gemm_w4a8_add_u8_sm90 : gemm_w4a8_add_sm90, 192,
+                    linear_sm90::Shape<w4a8::Narrow>::SMEM_BYTES};
     }
 }
 
