@@ -56,7 +56,7 @@ pub fn load<D: Device>(dev: &D, file: &Checkpoint, sites: [&Sites; 3]) -> Result
     }
     for file::Replacement { network, site, tensor } in &contents.replacements {
         let len = tensor.shape[0];
-        let vector = dev.upload(&values::values(file, tensor, 0..len)?.0, len)?;
+        let vector = dev.load_tensor(&values::values(file, tensor, 0..len)?.0, len)?;
         patches[*network as usize].vectors.push((*site, vector));
     }
     let info = LoraInfo {

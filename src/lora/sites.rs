@@ -64,7 +64,7 @@ impl Sites {
     pub fn vector<D: Device>(&mut self, dev: &D, values: &[f32], name: String) -> Result<Vector<D>> {
         let site = self.vectors.len();
         self.vectors.insert(name, (site, values.len()));
-        Ok(Vector { values: dev.upload(values, values.len())?, site })
+        Ok(Vector { values: dev.load_tensor(values, values.len())?, site })
     }
 
     /// What the linear `name` is part of, inputs in order; empty if there is no such linear.

@@ -270,8 +270,9 @@ impl Names<'_> {
 
     fn norm<D: Device>(&self, dev: &D, name: &str, config: &Config) -> Result<LayerNorm<D>> {
         let cols = config.hidden_size;
-        let row =
-            |part: &str| dev.upload(&self.weights.f32(&self.name(&format!("{name}.{part}")), &[cols])?, cols);
+        let row = |part: &str| {
+            dev.load_tensor(&self.weights.f32(&self.name(&format!("{name}.{part}")), &[cols])?, cols)
+        };
         Ok(LayerNorm { weight: row("weight")?, bias: row("bias")?, eps: config.layer_norm_eps })
     }
 }

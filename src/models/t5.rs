@@ -140,7 +140,8 @@ impl<D: Device> T5<D> {
             layers: (0..config.num_layers)
                 .map(|i| Layer::load(dev, &mut sites, &weights, i, &config, path))
                 .collect::<Result<_>>()?,
-            final_norm: dev.upload(&weights.f32("encoder.final_layer_norm.weight", &[d_model])?, d_model)?,
+            final_norm: dev
+                .load_tensor(&weights.f32("encoder.final_layer_norm.weight", &[d_model])?, d_model)?,
             sites,
             heads,
             eps: config.layer_norm_epsilon,
@@ -190,7 +191,7 @@ impl<D: Device> Layer<D> {
         let dense = |part: &str, n, k| linear_or_awq(weights, &name(part), n, k);
         let norm = |part: &str| {
             let name = format!("encoder.block.{i}.layer.{part}.layer_norm.weight");
-            dev.upload(&weights.f32(&name, &[d_model])?, d_model)
+            dev.load_tensor(&weights.f32(&name, &[d_model])?, d_model)
         };
         let parts = ["0.SelfAttention.q", "0.SelfAttention.k", "0.SelfAttention.v"];
         let [q, k, v] = parts.map(|part| dense(part, inner, d_model));

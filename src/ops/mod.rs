@@ -162,12 +162,27 @@ pub trait Device: Send + Sync + Sized {
     /// The weights of a 2-D convolution.
     type Conv: Send + Sync;
 
+    /// Makes sure that there is memory for `work` before it is done. A device that has to know how much that is gives
+    /// `work` a device like itself that computes nothing: results of its operations are zeros, and what is loaded on it
+    /// takes no memory.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfDeviceMemory`] if there is not enough; errors of `work`.
+    fn reserve(&self, work: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        let _ = work;
+        Ok(())
+    }
+
     /// Puts the weights of a linear on the device.
     fn load_linear(&self, source: &LinearSource<'_>) -> Result<Self::Linear>;
     /// Puts a low-rank update of a linear on the device.
     fn load_low_rank(&self, source: &LowRankSource) -> Result<Self::LowRank>;
     /// Puts the weights of a convolution on the device.
     fn load_conv(&self, source: &ConvSource) -> Result<Self::Conv>;
+    /// Puts constants of a network, `[data.len() / cols, cols]`, on the device without loss.
+    fn load_tensor(&self, data: &[f32], cols: usize) -> Result<Self::Tensor> {
+        self.upload(data, cols)
+    }
     /// Puts `data`, `[data.len() / cols, cols]`, on the device without loss.
     fn upload(&self, data: &[f32], cols: usize) -> Result<Self::Tensor>;
     /// A tensor of zeros.

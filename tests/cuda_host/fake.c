@@ -4,8 +4,9 @@
  *   FAKE_VERSION    what cuDriverGetVersion says; default 13000
  *   FAKE_DEVICES    number of GPUs; default 1
  *   FAKE_CAPABILITY compute capability; default 90
+ *   FAKE_MEMORY     bytes of memory; default 80 GiB
  *   FAKE_OOM_AT     the n-th allocation fails, counted from 1
- *   FAKE_LOST_AT    the n-th launch fails as a kernel that touched what it must not
+ *   FAKE_LOST_AT    the n-th launch is of a kernel that touches what it must not: its GPU is lost
  *   FAKE_INIT       what cuInit returns; default 0
  */
 #include <pthread.h>
@@ -20,10 +21,11 @@ enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DE
        INVALID_CONTEXT = 201, INVALID_HANDLE = 400, ILLEGAL_ADDRESS = 700 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static long allocations, live_allocations, live_bytes, launches, contexts, streams, modules, pushed, wrong;
+static long allocations, live_allocations, live_bytes;
+static _Atomic long launches, contexts, streams, modules, pushed, wrong;
 static __thread void *stack[8];
 static __thread int depth;
-static int lost;
+static int lost[8];
 
 static long setting(const char *name, long otherwise) {
     const char *value = getenv(name);
@@ -34,11 +36,12 @@ static R refuse(R code) {
     wrong++;
     return code;
 }
+static int current(void) { return (int)(intptr_t)stack[depth - 1] - 40; }
 /* Most functions need a current context. */
 #define ENTER()                                              \
     do {                                                     \
         if (depth == 0) return refuse(INVALID_CONTEXT);      \
-        if (lost) return ILLEGAL_ADDRESS;                    \
+        if (lost[current()]) return ILLEGAL_ADDRESS;         \
     } while (0)
 
 R cuInit(unsigned flags) { return flags ? INVALID_VALUE : (R)setting("FAKE_INIT", 0); }
@@ -53,7 +56,7 @@ R cuDeviceGet(int *device, int i) { return *device = i + 40, i < setting("FAKE_D
 R cuDeviceGetName(char *name, int cap, int device) { return snprintf(name, cap, "Fake GPU %d", device - 40), OK; }
 R cuDeviceGetUuid_v2(char uuid[16], int device) { return memset(uuid, device, 16), OK; }
 R cuDeviceGetLuid(char *luid, unsigned *mask, int device) { return (void)luid, (void)mask, (void)device, 801; }
-R cuDeviceTotalMem_v2(size_t *bytes, int device) { return (void)device, *bytes = (size_t)80 << 30, OK; }
+R cuDeviceTotalMem_v2(size_t *bytes, int device) { return (void)device, *bytes = (size_t)setting("FAKE_MEMORY", 80L << 30), OK; }
 R cuDeviceGetAttribute(int *value, int attribute, int device) {
     long capability = setting("FAKE_CAPABILITY", 90);
     (void)device;
@@ -69,17 +72,17 @@ R cuDevicePrimaryCtxRetain(void **context, int device) {
     contexts++;
     return *context = (void *)(intptr_t)device, OK;
 }
-R cuDevicePrimaryCtxRelease_v2(int device) { return (void)device, contexts--, OK; }
+R cuDevicePrimaryCtxRelease_v2(int device) { return (void)device, (void)contexts--, OK; }
 R cuCtxPushCurrent_v2(void *context) {
     if (context == NULL || depth == 8) return refuse(INVALID_CONTEXT);
     stack[depth++] = context;
-    __atomic_add_fetch(&pushed, 1, __ATOMIC_SEQ_CST);
+    pushed++;
     return OK;
 }
 R cuCtxPopCurrent_v2(void **context) {
     if (depth == 0) return refuse(INVALID_CONTEXT);
     *context = stack[--depth];
-    __atomic_sub_fetch(&pushed, 1, __ATOMIC_SEQ_CST);
+    pushed--;
     return OK;
 }
 R cuCtxGetStreamPriorityRange(int *least, int *greatest) {
@@ -90,9 +93,9 @@ R cuCtxGetStreamPriorityRange(int *least, int *greatest) {
 R cuStreamCreateWithPriority(void **stream, unsigned flags, int priority) {
     ENTER();
     if (flags != 1 || priority != 0) return refuse(INVALID_VALUE);
-    return streams++, *stream = malloc(1), OK;
+    return (void)streams++, *stream = malloc(1), OK;
 }
-R cuStreamDestroy_v2(void *stream) { return free(stream), streams--, OK; }
+R cuStreamDestroy_v2(void *stream) { return free(stream), (void)streams--, OK; }
 R cuStreamSynchronize(void *stream) {
     ENTER();
     return stream ? OK : refuse(INVALID_HANDLE);
@@ -110,14 +113,16 @@ static R inside(P at, size_t bytes) {
 }
 R cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
     ENTER();
-    return *free_bytes = 12345678, *total = (size_t)80 << 30, OK;
+    *total = (size_t)setting("FAKE_MEMORY", 80L << 30);
+    return *free_bytes = *total - (size_t)live_bytes, OK;
 }
 R cuMemAlloc_v2(P *at, size_t bytes) {
     ENTER();
     pthread_mutex_lock(&lock);
     int i = 0;
     while (blocks[i].at) i++;
-    R result = ++allocations == setting("FAKE_OOM_AT", 0) ? OUT_OF_MEMORY : OK;
+    int full = live_bytes + (long)bytes > setting("FAKE_MEMORY", 80L << 30);
+    R result = ++allocations == setting("FAKE_OOM_AT", 0) || full ? OUT_OF_MEMORY : OK;
     if (result == OK) {
         *at = blocks[i].at = (P)(uintptr_t)aligned_alloc(256, bytes);
         blocks[i].bytes = bytes;
@@ -161,9 +166,9 @@ R cuModuleLoadData(void **module, const void *image) {
     uint32_t magic;
     memcpy(&magic, image, 4);
     if (magic != 0xba55ed50u) return refuse(INVALID_IMAGE);
-    return modules++, *module = malloc(1), OK;
+    return (void)modules++, *module = malloc(1), OK;
 }
-R cuModuleUnload(void *module) { return free(module), modules--, OK; }
+R cuModuleUnload(void *module) { return free(module), (void)modules--, OK; }
 R cuModuleGetFunction(void **function, void *module, const char *name) {
     ENTER();
     return *function = (void *)name, module ? OK : refuse(INVALID_HANDLE);
@@ -177,7 +182,7 @@ R cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned
     ENTER();
     if (!function || !stream || !params || extra || shared > 232448) return refuse(INVALID_VALUE);
     if (!gx || !gy || !gz || gy > 65535 || gz > 65535 || bx * by * bz == 0 || bx * by * bz > 1024) return refuse(INVALID_VALUE);
-    if (++launches == setting("FAKE_LOST_AT", 0)) lost = 1;
+    if (++launches == setting("FAKE_LOST_AT", 0)) lost[current()] = 1;
     return OK;
 }
 R cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *base, const uint64_t *sizes, const uint64_t *strides,

@@ -57,6 +57,11 @@ macro_rules! functions {
                 Ok(unsafe { Api { $($name: *sys::culib().get(stringify!($name).as_bytes()).map_err(|_| stringify!($name))?,)* } })
             }
 
+            /// A driver that does nothing and says that it did: what calls would have written stays as it is.
+            pub(super) fn idle() -> Self {
+                Api { $($name: { extern "C" fn idle($(_: $type),*) -> u32 { 0 } idle },)* }
+            }
+
             $(
                 /// # Safety
                 /// As cuda.h says.

@@ -6,6 +6,7 @@ use std::ffi::CStr;
 use std::marker::PhantomData;
 use std::ptr::null_mut;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::api::{Api, Attribute, CUcontext, CUdevice, CUstream, CUuuid, Code, Status};
 use crate::{Error, Result};
@@ -103,6 +104,31 @@ pub(super) struct Context {
     context: CUcontext,
     /// Why the context is of no use any more.
     lost: OnceLock<String>,
+    /// What our allocations take.
+    pub(super) taken: Taken,
+}
+
+/// Bytes of GPU memory that a context's allocations take.
+#[derive(Default)]
+pub(super) struct Taken {
+    now: AtomicU64,
+    most: AtomicU64,
+}
+
+impl Taken {
+    pub(super) fn add(&self, bytes: u64) {
+        let now = self.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.most.fetch_max(now, Ordering::Relaxed);
+    }
+
+    pub(super) fn subtract(&self, bytes: u64) {
+        self.now.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that are taken now, and the most that ever were at a time.
+    pub(super) fn bytes(&self) -> [u64; 2] {
+        [&self.now, &self.most].map(|bytes| bytes.load(Ordering::Relaxed))
+    }
 }
 
 // SAFETY: contexts and streams are the driver's objects, which may be used from any thread.
@@ -126,6 +152,7 @@ impl Context {
             device,
             context: null_mut(),
             lost: OnceLock::new(),
+            taken: Taken::default(),
         };
         let (mut least, mut greatest, mut multiprocessors) = (0, 0, 0);
         let attribute = Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
@@ -150,6 +177,20 @@ impl Context {
         }
         context.multiprocessors = multiprocessors.cast_unsigned();
         Ok(context)
+    }
+
+    /// The same GPU behind a driver that does nothing.
+    pub(super) fn idle(&self) -> Self {
+        Context {
+            api: Api::idle(),
+            info: self.info.clone(),
+            multiprocessors: self.multiprocessors,
+            stream: null_mut(),
+            device: self.device,
+            context: null_mut(),
+            lost: OnceLock::new(),
+            taken: Taken::default(),
+        }
     }
 
     /// Makes this the thread's current context until the guard is dropped, then the one that was.

@@ -15,20 +15,58 @@ const ALIGNMENT: usize = 256;
 /// Memory from which ranges are taken and to which they come back.
 ///
 /// Work on the GPU runs in the order in which it is asked for, so a range may be taken again as soon as
-/// nobody on the host holds it. The first chunk with room serves a request: who asks for the same ranges
-/// in the same order again finds room for all of them, and nothing new is asked of the driver.
+/// nobody on the host holds it. The first gap that is large enough serves a request, so that who takes and
+/// gives back the same ranges in the same order gets the same addresses.
 pub(super) struct Pool {
     context: Arc<Context>,
-    /// Chunks have at least this many bytes.
+    /// Chunks that no [`Pool::reserve`] asked for have at least this many bytes.
     chunk_bytes: usize,
     /// What the error says that memory was for.
     purpose: &'static str,
     chunks: Mutex<Vec<Chunk>>,
 }
 
+/// Where the memory of an idle context begins, and how much of it there is: more than any GPU has.
+const IDLE: (CUdeviceptr, usize) = (1 << 40, 1 << 46);
+
 impl Pool {
     pub(super) fn new(context: Arc<Context>, chunk_bytes: usize, purpose: &'static str) -> Arc<Self> {
         Arc::new(Pool { context, chunk_bytes, purpose, chunks: Mutex::default() })
+    }
+
+    /// A pool of addresses behind which there is no memory, on an idle context. It finds out what
+    /// [`Pool::reserve`] has to be asked for.
+    pub(super) fn idle(context: Arc<Context>) -> Arc<Self> {
+        let pool = Pool::new(context, 0, "");
+        pool.lock().push(Chunk::new(&pool.context, IDLE.0, IDLE.1));
+        pool
+    }
+
+    /// The bytes from the beginning of the first chunk up to the end of the last range that was ever taken from it:
+    /// a chunk of this size has room for all of them.
+    pub(super) fn used(&self) -> usize {
+        self.lock().first().map_or(0, |chunk| chunk.used)
+    }
+
+    /// Bytes of all chunks.
+    pub(super) fn bytes(&self) -> usize {
+        self.lock().iter().map(|chunk| chunk.len).sum()
+    }
+
+    /// Makes sure that the first chunk has `bytes` in one piece. If it has not, chunks that nobody uses are given back
+    /// and one of this size comes before the others.
+    ///
+    /// # Errors
+    /// [`Error::OutOfDeviceMemory`].
+    pub(super) fn reserve(&self, bytes: usize) -> Result<()> {
+        let mut chunks = self.lock();
+        let enough = |chunk: &Chunk| chunk.gaps.iter().any(|gap| gap.len >= bytes);
+        if bytes == 0 || chunks.first().is_some_and(enough) {
+            return Ok(());
+        }
+        chunks.retain(|chunk| !chunk.is_free());
+        chunks.insert(0, Chunk::allocate(&self.context, bytes, self.purpose)?);
+        Ok(())
     }
 
     /// A range of `bytes`, with whatever it held before.
@@ -42,9 +80,7 @@ impl Pool {
             Some(at) => at,
             None => {
                 let mut chunk = Chunk::allocate(&self.context, len.max(self.chunk_bytes), self.purpose)?;
-                let at = chunk.base;
-                chunk.gaps[0] = Gap { at: at + len as u64, len: chunk.len - len };
-                chunk.gaps.retain(|gap| gap.len > 0);
+                let at = chunk.take(len).unwrap_or(chunk.base);
                 chunks.push(chunk);
                 at
             }
@@ -62,6 +98,8 @@ struct Chunk {
     context: Arc<Context>,
     base: CUdeviceptr,
     len: usize,
+    /// The end of the last range that was ever taken.
+    used: usize,
     /// What is free, in order; no gap touches the next.
     gaps: Vec<Gap>,
 }
@@ -85,9 +123,18 @@ impl Chunk {
             }
             result => {
                 context.check("cuMemAlloc", result)?;
-                Ok(Chunk { context: context.clone(), base, len, gaps: vec![Gap { at: base, len }] })
+                Ok(Chunk::new(context, base, len))
             }
         }
+    }
+
+    fn new(context: &Arc<Context>, base: CUdeviceptr, len: usize) -> Self {
+        context.taken.add(len as u64);
+        Chunk { context: context.clone(), base, len, used: 0, gaps: vec![Gap { at: base, len }] }
+    }
+
+    fn is_free(&self) -> bool {
+        self.gaps.first().is_some_and(|gap| gap.len == self.len)
     }
 
     fn take(&mut self, len: usize) -> Option<CUdeviceptr> {
@@ -98,6 +145,7 @@ impl Chunk {
         if gap.len == 0 {
             self.gaps.remove(i);
         }
+        self.used = self.used.max((at - self.base) as usize + len);
         Some(at)
     }
 
@@ -119,6 +167,7 @@ impl Drop for Chunk {
         // SAFETY: no range of it is left; the driver waits for work that still uses it. On a context that
         // is lost the memory is, too.
         let _ = unsafe { self.context.api.cuMemFree_v2(self.base) };
+        self.context.taken.subtract(self.len as u64);
     }
 }
 

@@ -47,7 +47,17 @@ struct Opened {
     context: Arc<Context>,
     generic: generic::Kernels,
     hopper: hopper::Kernels,
-    temporaries: Arc<Pool>,
+}
+
+impl Opened {
+    fn new(context: Context) -> Result<Self> {
+        let context = Arc::new(context);
+        Ok(Opened {
+            generic: generic::Kernels::load(&context)?,
+            hopper: hopper::Kernels::load(&context)?,
+            context,
+        })
+    }
 }
 
 impl Gpu {
@@ -70,13 +80,7 @@ impl Gpu {
                 info.compute_capability % 10
             )));
         }
-        let context = Arc::new(Context::open(index)?);
-        Ok(Gpu(Arc::new(Opened {
-            generic: generic::Kernels::load(&context)?,
-            hopper: hopper::Kernels::load(&context)?,
-            temporaries: Pool::new(context.clone(), TEMPORARY_CHUNK, "temporaries"),
-            context,
-        })))
+        Ok(Gpu(Arc::new(Opened::new(Context::open(index)?)?)))
     }
 
     /// The first GPU that can be used, if there is one.
@@ -106,12 +110,19 @@ impl Gpu {
     pub fn free_memory(&self) -> Result<u64> {
         self.0.context.memory().map(|[free, _]| free)
     }
+
+    /// Bytes of the GPU's memory that weights and temporaries of this context take now, and the most that they ever
+    /// took. What the driver needs for itself comes on top.
+    pub fn taken_memory(&self) -> [u64; 2] {
+        self.0.context.taken.bytes()
+    }
 }
 
 /// A GPU with weights on it.
 pub struct Cuda {
     gpu: Arc<Opened>,
     weights: Arc<Pool>,
+    temporaries: Arc<Pool>,
 }
 
 /// A low-rank update: this version has no kernels for them, so there is none.
@@ -142,8 +153,21 @@ impl Cuda {
                 gpu.info().name
             )));
         }
-        let weights = Pool::new(gpu.0.context.clone(), WEIGHT_CHUNK, "weights");
-        Ok(Cuda { gpu: gpu.0, weights })
+        let pool = |chunk_bytes, purpose| Pool::new(gpu.0.context.clone(), chunk_bytes, purpose);
+        let (weights, temporaries) = (pool(WEIGHT_CHUNK, "weights"), pool(TEMPORARY_CHUNK, "temporaries"));
+        Ok(Cuda { gpu: gpu.0, weights, temporaries })
+    }
+
+    /// A device like this one that computes nothing and counts the memory that it would need.
+    fn idle(&self) -> Result<Self> {
+        let gpu = Arc::new(Opened::new(self.gpu.context.idle())?);
+        let [weights, temporaries] = [(); 2].map(|()| Pool::idle(gpu.context.clone()));
+        Ok(Cuda { gpu, weights, temporaries })
+    }
+
+    /// Bytes of weights and of temporaries on the GPU.
+    pub fn bytes(&self) -> [u64; 2] {
+        [&self.weights, &self.temporaries].map(|pool| pool.bytes() as u64)
     }
 
     /// `data` among the weights.
@@ -154,7 +178,7 @@ impl Cuda {
     }
 
     fn temporary(&self, bytes: usize) -> Result<Range> {
-        self.gpu.temporaries.take(bytes)
+        self.temporaries.take(bytes)
     }
 
     /// A bf16 tensor of anything.
@@ -203,6 +227,13 @@ impl Device for Cuda {
     type Input = Input;
     type Conv = Conv;
 
+    fn reserve(&self, work: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        let idle = self.idle()?;
+        work(&idle)?;
+        self.weights.reserve(idle.weights.used())?;
+        self.temporaries.reserve(idle.temporaries.used())
+    }
+
     fn load_linear(&self, source: &LinearSource<'_>) -> Result<Linear> {
         self.load(source)
     }
@@ -230,6 +261,10 @@ impl Device for Cuda {
             stride,
             upsample,
         })
+    }
+
+    fn load_tensor(&self, data: &[f32], cols: usize) -> Result<Tensor> {
+        Ok(Tensor::new(self.constant(data)?, true, data.len() / cols, cols))
     }
 
     fn upload(&self, data: &[f32], cols: usize) -> Result<Tensor> {

@@ -58,7 +58,7 @@ impl<'a, D: Device> Loader<'a, D> {
         self.claim(name);
         let vector = |part| {
             let values = self.file.f32(&format!("{name}.{part}"), &[channels])?;
-            self.dev.upload(&values, channels)
+            self.dev.load_tensor(&values, channels)
         };
         Ok(GroupNorm {
             weight: vector("weight")?,

@@ -1,0 +1,108 @@
+//! Programs that use the library over the fake driver. A process has one driver, so that each test runs one of them in
+//! a process of its own: itself, as the test that is ignored.
+
+use std::ops::ControlFlow;
+use std::process::Command;
+
+use svdq::Error;
+use svdq::engine::{
+    Context, ContextOptions, DeviceSelect, GenerateParams, ImageMut, Model, ModelOptions, PixelFormat,
+};
+
+use crate::{FAKE, nothing_left, reported, succeeds};
+
+/// Runs `program` over the fake driver, which has to be left clean.
+fn run(program: &str, settings: &[(&str, &str)]) {
+    let (output, counts) = reported(program, |report| {
+        Command::new(std::env::current_exe().unwrap())
+            .args([&format!("inside::{program}"), "--exact", "--ignored", "--test-threads=1"])
+            .env("LD_LIBRARY_PATH", &*FAKE)
+            .envs(settings.iter().copied().chain([report]))
+            .output()
+            .unwrap()
+    });
+    succeeds(&output);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{program} is no test");
+    nothing_left(&counts);
+}
+
+fn load(device: DeviceSelect) -> Model {
+    let context = Context::new(ContextOptions { device, threads: 1 }).unwrap();
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo");
+    Model::load(&context, &ModelOptions { sources: vec![demo.into()], profile: None }).unwrap()
+}
+
+fn image(model: &Model, side: u32) -> svdq::Result<Vec<u8>> {
+    let mut pixels = vec![0; (side * side * 3) as usize];
+    let mut image = ImageMut::new(&mut pixels, PixelFormat::Rgb8, side, side, 0, false)?;
+    let params =
+        GenerateParams { prompt: "red potion", width: side, height: side, steps: 2, ..Default::default() };
+    let mut asked = 0;
+    let result = model.generate(&params, &mut image, &mut |_| {
+        asked += 1;
+        ControlFlow::Continue(())
+    });
+    assert!(
+        result.is_ok() || asked == 0 || matches!(result, Err(Error::DeviceLost(_))),
+        "it had begun to run"
+    );
+    result.map(|_| pixels)
+}
+
+#[test]
+#[cfg_attr(not(svdq_kernels), ignore = "this build has no GPU kernels")]
+fn images_that_do_not_fit() {
+    run("too_large", &[("FAKE_MEMORY", "40000000")]);
+}
+
+#[test]
+#[ignore = "run by images_that_do_not_fit"]
+fn too_large() {
+    let model = load(DeviceSelect::Cuda(0));
+    let first = image(&model, 32).unwrap();
+    for side in [1024, 2048] {
+        match image(&model, side) {
+            Err(Error::OutOfDeviceMemory { need, free, .. }) => assert!(need > free && free < 40_000_000),
+            other => panic!("{side}: {other:?}"),
+        }
+        assert_eq!(image(&model, 32).unwrap(), first);
+    }
+}
+
+#[test]
+#[cfg_attr(not(svdq_kernels), ignore = "this build has no GPU kernels")]
+fn a_lost_gpu_is_the_only_one() {
+    run("lost", &[("FAKE_DEVICES", "2"), ("FAKE_LOST_AT", "400")]);
+}
+
+#[test]
+#[ignore = "run by a_lost_gpu_is_the_only_one"]
+fn lost() {
+    let [first, second] = [0, 1].map(|index| load(DeviceSelect::Cuda(index)));
+    while image(&first, 32).is_ok() {}
+    for _ in 0..3 {
+        assert!(matches!(image(&first, 32), Err(Error::DeviceLost(_))));
+        image(&second, 32).unwrap();
+    }
+}
+
+#[test]
+#[cfg_attr(not(svdq_kernels), ignore = "this build has no GPU kernels")]
+fn contexts_on_threads() {
+    run("threads", &[("FAKE_DEVICES", "2")]);
+}
+
+#[test]
+#[ignore = "run by contexts_on_threads"]
+fn threads() {
+    std::thread::scope(|scope| {
+        for index in [0, 1, 0, 1] {
+            scope.spawn(move || {
+                let model = load(DeviceSelect::Cuda(index));
+                for side in [32, 64, 32] {
+                    image(&model, side).unwrap();
+                }
+            });
+        }
+    });
+}
