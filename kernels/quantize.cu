@@ -3,6 +3,7 @@
 //   lora[m,r] = sum_k bf16(h[m,k]) down[r,k]
 //   W4A8:  xq[m], xs[m]       = h[m] * reciprocal, quantised to -127..127 with one scale a row, absmax / 127
 //   W4A4:  xq[m,g], xs[g,m]   = bf16(h[m] * reciprocal), quantised to -8..7 in groups of 64, bf16(absmax / 7)
+//   W4A4 on sm_90: the same codes as e4m3 numbers
 //   NVFP4: the same, quantised to e2m1 in groups of 16, e4m3(min(absmax / 6, 448))
 // A CTA owns 16 rows or, where shared memory is short, 8; they stay in shared memory. Groups of 4 warps normalise and
 // quantise 4 rows each, so that a channel's parameters are loaded once for 4 rows; then the warps multiply all rows
@@ -11,6 +12,7 @@
 //
 // Launch with 32 threads a row of the CTA, smem_bytes of shared memory and ceil(m / rows) CTAs. k is a multiple of 64,
 // the rank of 16, with 0 for none; pointers are aligned to 16 bytes.
+#include "common/codes.cuh"
 #include "common/mma.cuh"
 #include "common/nvfp4.cuh"
 #include "common/types.cuh"
@@ -21,13 +23,14 @@ struct QuantizeParams {
     const bf16* shift;        // [k]
     const float* reciprocal;  // [k], 1 / smooth
     const bf16* down;         // [rank, k]
-    void* xq;                 // W4A8: [m, k] bytes. W4A4, NVFP4: linear4::Codes
-    float* xs;                // W4A8: [m]. W4A4: [k/64, m rounded up to 16]. NVFP4: so too, but words of four e4m3
+    void* xq;                 // W4A8, W4A4_SM90: [m, k] bytes. W4A4, NVFP4: linear4::Codes
+    float* xs;                // W4A8: [m]. W4A4: [k/64, m rounded up to 16]. NVFP4: so too, but words of four e4m3.
+                              // W4A4_SM90: [k/64, m]
     bf16* lora;               // [m, rank]
     int m, k, rank;
 };
 
-enum QuantizeTo { TO_W4A8, TO_W4A4, TO_NVFP4 };
+enum QuantizeTo { TO_W4A8, TO_W4A4, TO_W4A4_SM90, TO_NVFP4 };
 
 namespace quantize {
 
@@ -214,6 +217,13 @@ struct Group {
                     }
                     scale = bf16_low(pack_bf16(top * (1.0f / 7), 0.0f));
                 }
+                if constexpr (TO == TO_W4A4_SM90) {
+                    if (k >= p.k || row + j >= p.m) continue;
+                    u8* out = static_cast<u8*>(p.xq) + static_cast<long long>(row + j) * p.k + k;
+                    *reinterpret_cast<u32*>(out) = codes::e4m3()(word).x;
+                    if (thread % 16 == 0) p.xs[static_cast<long long>(k / 64) * p.m + row + j] = scale;
+                    continue;
+                }
                 word |= __shfl_xor_sync(~0u, word, 1) << 16;
                 if (k >= p.k || row + j >= rows) continue;
                 // Words of 16 bytes: both row halves at channels 8t.. of the first 32, then of the second.
@@ -300,6 +310,7 @@ __device__ __forceinline__ void run(const QuantizeParams& p) {
 
 SVDQ_QUANTIZE(quantize_w4a8, TO_W4A8)
 SVDQ_QUANTIZE(quantize_w4a4, TO_W4A4)
+SVDQ_QUANTIZE(quantize_w4a4_sm90, TO_W4A4_SM90)
 SVDQ_QUANTIZE(quantize_nvfp4, TO_NVFP4)
 
 // lora[m,r] = sum_b partials[b,m,r]: what the GELU epilogue left. `count` = m * rank.

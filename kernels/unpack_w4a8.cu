@@ -2,7 +2,7 @@
 //   ws[n]   = max_k |code[n,k] scale[n,g]| / 127
 //   wq[n,k] = round half even (code[n,k] scale[n,g] / ws[n])          (0 where ws is 0)
 // in IEEE arithmetic, so that every device gives the same codes. `codes` and `scales` lie in Nunchaku's packing.
-#include "common/types.cuh"
+#include "common/codes.cuh"
 
 namespace unpack {
 
@@ -17,34 +17,11 @@ __device__ __forceinline__ long long scale_at(int n, int g, int groups) {
     return (static_cast<long long>(n / 128) * groups + g) * 128 + v / 16 * 16 + v % 8 / 2 * 4 + v % 16 / 8 * 2 + v % 2;
 }
 
-// Four s8 values for the low four nibbles of `selector`, whose bits 3 are clear, out of eight.
-__device__ __forceinline__ u32 pick(uint2 table, u32 selector) {
-    return __byte_perm(table.x, table.y, selector);
+// Codes of one row and group, from what magnitudes 1 .. 4 and 5 .. 8 become, a byte each.
+__device__ __forceinline__ codes::Table table_of(u32 low, u32 high) {
+    return {make_uint2(low << 8, __byte_perm(low, high, 0x6543)),
+            make_uint2(__vneg4(__byte_perm(high, 0, 0x0123)), __vneg4(__byte_perm(low, 0, 0x0123)))};
 }
-
-// What each code of one row and group becomes: `positive` for 0 .. 7, `negative` for -8 .. -1.
-struct Table {
-    uint2 positive, negative;
-
-    // From the codes of magnitudes 1 .. 4 and 5 .. 8, a byte each.
-    __device__ __forceinline__ Table(u32 low, u32 high) {
-        positive = make_uint2(low << 8, __byte_perm(low, high, 0x6543));
-        negative = make_uint2(__vneg4(__byte_perm(high, 0, 0x0123)), __vneg4(__byte_perm(low, 0, 0x0123)));
-    }
-
-    // The eight codes of a word, as bytes in the same order.
-    __device__ __forceinline__ uint2 operator()(u32 word) const {
-        const u32 low = word & 0x77777777, shifted = word << 4;
-        // Bytes of ones where the sign bit of a nibble is set: even nibbles are at the top of a byte of `shifted`, and
-        // bit 3 of a selector spreads the top bit of its byte.
-        u32 first, second;
-        asm("prmt.b32 %0, %1, %2, 0xd9c8;" : "=r"(first) : "r"(shifted), "r"(word));
-        asm("prmt.b32 %0, %1, %2, 0xfbea;" : "=r"(second) : "r"(shifted), "r"(word));
-        auto select = [](u32 mask, u32 yes, u32 no) { return (mask & yes) | (~mask & no); };
-        return make_uint2(select(first, pick(negative, low & 0xffff), pick(positive, low & 0xffff)),
-                          select(second, pick(negative, low >> 16), pick(positive, low >> 16)));
-    }
-};
 
 }  // namespace unpack
 
@@ -90,7 +67,8 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const u32 bytes = half ? 0x7632 : 0x5410;
-        const unpack::Table table(__byte_perm(all[0], all[1], bytes), __byte_perm(all[2], all[3], bytes));
+        const codes::Table table =
+            unpack::table_of(__byte_perm(all[0], all[1], bytes), __byte_perm(all[2], all[3], bytes));
         uint2* to = reinterpret_cast<uint2*>(wq + static_cast<long long>(n + 8 * half) * k + 64 * g + 8 * (lane % 4));
         to[0] = table(half ? v.z : v.x);
         to[4] = table(half ? v.w : v.y);

@@ -124,4 +124,49 @@ __device__ __forceinline__ void quantise_u8(float (&g)[R], const TensorMap& out,
     bytes.store(out, n0, m0, columns, warpgroup);
 }
 
+// Quantises x = bf16((g + shift) * reciprocal[n]) to 0..15 with one scale a row and 64 columns; `g` is used up. Writes
+// codes, as e4m3 numbers, by the copy engine to `out`, and the scales of columns n0 .. to `scales[group, m]`:
+// scale = bf16(absmax / 15); code = round half even (x / (absmax / 15)).
+template <int R>
+__device__ __forceinline__ void quantise_u4(float (&g)[R], const TensorMap& out, float* scales, const float* reciprocal,
+                                            u32 staging, int n0, int m0, int rows, int columns, int warpgroup) {
+    const int lane = threadIdx.x % 32, row = 16 * (threadIdx.x % 128 / 32) + lane / 4;
+    const Columns<float> reciprocals{reciprocal, n0, columns};
+    const Bytes bytes{staging, row};
+    Bytes::begin(warpgroup);
+#pragma unroll
+    for (int group = 0; group < R / 32; ++group) {
+        if (n0 + 64 * group >= columns) break;
+        float* x = &g[32 * group];
+        float top[2] = {};
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+            smooth(g, reciprocals, 8 * group + j);
+#pragma unroll
+            for (int i = 0; i < 4; i += 2) {
+                const u32 pair = pack_bf16(x[4 * j + i], x[4 * j + i + 1]);
+                x[4 * j + i] = bf16_low(pair), x[4 * j + i + 1] = bf16_high(pair);
+                top[i / 2] = fmaxf(top[i / 2], fmaxf(x[4 * j + i], x[4 * j + i + 1]));
+            }
+        }
+        float inverse[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            top[i] = quad_max(top[i]);
+            inverse[i] = code_scale(top[i], 15.0f);
+            const int m = m0 + row + 8 * i;
+            if (lane % 4 == 0 && m < rows) {
+                scales[static_cast<long long>(group) * rows + m] = bf16_low(pack_bf16(top[i] * (1.0f / 15), 0.0f));
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+            auto code = [](float x, float inverse) { return fminf(fmaf(x, inverse, TO_INTEGER) - TO_INTEGER, 15.0f); };
+            bytes.put(8 * group + j, sm90::pack_e4m3(code(x[4 * j], inverse[0]), code(x[4 * j + 1], inverse[0])),
+                      sm90::pack_e4m3(code(x[4 * j + 2], inverse[1]), code(x[4 * j + 3], inverse[1])));
+        }
+    }
+    bytes.store(out, n0, m0, columns, warpgroup);
+}
+
 }  // namespace epilogue

@@ -77,6 +77,14 @@ __device__ __forceinline__ void load_2d_multicast(u32 dst, const TensorMap& map,
         : "memory");
 }
 
+// Loads `bytes` that lie together, a multiple of 16.
+__device__ __forceinline__ void load_1d(u32 dst, const void* src, u32 bar, u32 bytes) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst),
+        "l"(src), "r"(bytes), "r"(bar)
+        : "memory");
+}
+
 // Stores the box at column `x`, row `y`; elements outside of the tensor are not written.
 __device__ __forceinline__ void store_2d(const TensorMap& map, u32 src, int x, int y) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map), "r"(x),
@@ -135,6 +143,21 @@ __device__ __forceinline__ void store_matrix_x4(u32 addr, u32 a, u32 b, u32 c, u
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(addr), "r"(a), "r"(b), "r"(c),
                  "r"(d)
                  : "memory");
+}
+
+__device__ __forceinline__ float4 load_shared(u32 addr) {
+    float4 v;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(addr));
+    return v;
+}
+
+// Two numbers as e4m3, `low` in the low byte.
+__device__ __forceinline__ u16 pack_e4m3(float low, float high) {
+    u16 out;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(out) : "f"(high), "f"(low));
+    return out;
 }
 
 // A position in a ring of `Stages` buffers: consumers wait for `parity` on a full barrier, producers for its

@@ -86,6 +86,14 @@ SVDQ_WGMMA_INT(mma_s8, 256, 128, "s8", "%128", "%129", "%130")
 SVDQ_WGMMA_INT(mma_s8, 192, 96, "s8", "%96", "%97", "%98")
 SVDQ_WGMMA_INT(mma_u8, 192, 96, "u8", "%96", "%97", "%98")
 
+// e4m3, f32 sums of which the products' addition keeps 14 bits.
+__device__ __forceinline__ void mma_e4m3(float (&d)[64], u64 a, u64 b, int add) {
+    asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, %66, 0;\n"
+                 " wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" SVDQ_TEXT64 "}, %64, %65, p, 1, 1;\n}"
+                 : SVDQ_ACC64("+f")
+                 : "l"(a), "l"(b), "r"(add));
+}
+
 // bf16, f32 sums, K = 16.
 #define SVDQ_WGMMA_BF16(N, R, P0, P1, P2)                                                                             \
     __device__ __forceinline__ void mma_bf16(float (&d)[R], u64 a, u64 b, int add) {                                  \

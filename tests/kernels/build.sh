@@ -36,6 +36,8 @@ for arch in 75 80 86 89 90a 120f; do compile quantize $arch 'HMMA'; done
 for arch in 75 80 86 89 90a 120f; do compile unpack_w4a8 $arch 'PRMT'; done
 compile gemm_nvfp4_sm120 120f 'OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X'
 compile gemm_w4a8_sm90 90a 'IGMMA.64x256x32.S8.S8'
+compile gemm_w4a4_sm90 90a 'QGMMA.64x128x32.F32.E4M3.E4M3'
+compile unpack_w4a4_sm90 90a 'PRMT'
 compile attention_sm90 90a 'HGMMA.64x128x16.F32.BF16'
 for arch in 80 86 89 90a 120f; do
     for unit in gemm_bf16 conv3x3_bf16 gemm_w4a16 attention attention_wide; do

@@ -166,15 +166,15 @@ struct Inputs {
             }
     }
 
-    // Of the GELU epilogue's low-rank sums, `y` being the GELU's results.
-    double low_rank_error(const std::vector<float>& y) const {
+    // Of the GELU epilogue's low-rank sums over `tile` columns, `y` being the GELU's results.
+    double low_rank_error(const std::vector<float>& y, int tile = 128) const {
         std::vector<float> got, expected;
         auto partial = d_next_lora.host();
         for (int i = 0; i < c.m; ++i)
-            for (int t = 0; t < c.n / 128; ++t)
+            for (int t = 0; tile * t < c.n; ++t)
                 for (int r = 0; r < c.next_rank; ++r) {
                     double sum = 0;
-                    for (int n = 128 * t; n < 128 * t + 128; ++n)
+                    for (int n = tile * t; n < std::min(tile * t + tile, c.n); ++n)
                         sum += double(y[size_t(i) * c.n + n]) * down[size_t(r) * c.n + n];
                     expected.push_back(sum), got.push_back(partial[(size_t(t) * c.m + i) * c.next_rank + r]);
                 }
@@ -182,50 +182,112 @@ struct Inputs {
     }
 };
 
-inline void check(const Case& c) {
-    const int groups = c.k / 64, rows = (c.m + 15) / 16 * 16;
-    std::vector<int> xq(size_t(rows) * c.k), wq(size_t(c.n) * c.k);
-    for (size_t i = 0; i < xq.size(); ++i) xq[i] = c.is_unsigned ? hash(i) % 16 : int(hash(i) % 16) - 8;
-    for (size_t i = 0; i < wq.size(); ++i) wq[i] = int(hash(i + 99991) % 16) - 8;
-    auto xs = values(size_t(groups) * rows, 1, 0.1f, 0.02f), ws = values(size_t(c.n) * groups, 2, 0.01f, 0.002f);
-    Inputs in(c);
+// Codes and scales of a product.
+struct Operands {
+    int rows, groups;  // rows: those of x, rounded up to 16
+    std::vector<int> xq, wq;
+    std::vector<float> xs, ws;  // [k/64, rows], [n, k/64]
 
-    std::vector<u32> packed(size_t(rows) * c.k / 8);
-    for (int i = 0; i < rows; ++i)
-        for (int j = 0; j < c.k; ++j) packed[word_of(i, j, c.k)] |= u32(xq[size_t(i) * c.k + j] & 15) << (4 * (j % 8));
-    Buffer<u32> d_x(packed.size()), d_w(wq.size() / 8), d_next(size_t(rows) * c.n / 8);
-    Buffer<float> d_xs(xs.size()), d_next_scales(size_t(c.n / 64) * rows);
-    Buffer<bf16> d_ws(ws.size());
-    upload(d_x, packed.data(), packed.size() * 4);
-    upload(d_w, pack_weights(wq, c.n, c.k).data(), wq.size() / 2);
-    upload(d_xs, xs.data(), xs.size() * 4);
-    upload(d_ws, pack_scales(ws, c.n, groups).data(), ws.size() * 2);
+    explicit Operands(const Case& c)
+        : rows((c.m + 15) / 16 * 16),
+          groups(c.k / 64),
+          xq(size_t(rows) * c.k),
+          wq(size_t(c.n) * c.k),
+          xs(values(size_t(groups) * rows, 1, 0.1f, 0.02f)),
+          ws(values(size_t(c.n) * groups, 2, 0.01f, 0.002f)) {
+        for (size_t i = 0; i < xq.size(); ++i) xq[i] = c.is_unsigned ? hash(i) % 16 : int(hash(i) % 16) - 8;
+        for (size_t i = 0; i < wq.size(); ++i) wq[i] = int(hash(i + 99991) % 16) - 8;
+    }
 
-    GemmW4A4Params p{};
-    p.x = reinterpret_cast<const uint4*>(d_x.data), p.w = reinterpret_cast<const uint4*>(d_w.data);
-    p.next_x = reinterpret_cast<uint4*>(d_next.data);
-    p.xs = d_xs, p.ws = d_ws, p.next_scales = d_next_scales;
-    in.set(p);
-    auto kernel = c.epilogue == STORE4  ? gemm_w4a4_store
-                  : c.epilogue == QKV4  ? gemm_w4a4_qkv
-                  : c.epilogue == GELU4 ? gemm_w4a4_gelu
-                  : c.is_unsigned       ? gemm_w4a4_add_u4
-                                        : gemm_w4a4_add;
-    kernel<<<dim3((c.m + 127) / 128, c.n / 128), 256, w4a4::SMEM_BYTES>>>(p);
-    CUDA(cudaGetLastError());
-    CUDA(cudaDeviceSynchronize());
-
-    std::vector<float> y(size_t(c.m) * c.n);
-    for (int i = 0; i < c.m; ++i)
-        for (int n = 0; n < c.n; ++n) {
-            double sum = 0;
-            for (int g = 0; g < groups; ++g) {
-                int dot = 0;
-                for (int j = 64 * g; j < 64 * g + 64; ++j) dot += xq[size_t(i) * c.k + j] * wq[size_t(n) * c.k + j];
-                sum += double(dot) * xs[size_t(g) * rows + i] * ws[size_t(n) * groups + g];
+    std::vector<float> products(const Case& c) const {
+        std::vector<float> y(size_t(c.m) * c.n);
+        for (int i = 0; i < c.m; ++i)
+            for (int n = 0; n < c.n; ++n) {
+                double sum = 0;
+                for (int g = 0; g < groups; ++g) {
+                    int dot = 0;
+                    for (int j = 64 * g; j < 64 * g + 64; ++j) dot += xq[size_t(i) * c.k + j] * wq[size_t(n) * c.k + j];
+                    sum += double(dot) * xs[size_t(g) * rows + i] * ws[size_t(n) * groups + g];
+                }
+                y[size_t(i) * c.n + n] = sum;
             }
-            y[size_t(i) * c.n + n] = sum;
+        return y;
+    }
+};
+
+// Of results `y` of a GELU: what became of them, by code(row, n) and scale(row, group).
+template <class Code, class Scale>
+void check_gelu(const char* name, const Inputs& in, const std::vector<float>& y, Code code, Scale scale, int tile) {
+    const Case& c = in.c;
+    size_t one = 0;
+    int more = 0;
+    double worst_scale = 0;
+    for (int i = 0; i < c.m; ++i)
+        for (int g = 0; g < c.n / 64; ++g) {
+            double top = 0;
+            auto x = [&](int n) { return (y[size_t(i) * c.n + n] + 0.171875) * in.reciprocal[n]; };
+            for (int n = 64 * g; n < 64 * g + 64; ++n) top = std::max(top, x(n));
+            worst_scale = std::max(worst_scale, std::abs(scale(i, g) / (top / 15) - 1));
+            for (int n = 64 * g; n < 64 * g + 64; ++n) {
+                const int delta = std::abs(code(i, n) - int(std::lrint(x(n) / (top / 15))));
+                one += delta == 1, more += delta > 1;
+            }
         }
+    const double share = double(one) / (double(c.m) * c.n), low_rank = in.low_rank_error(y, tile);
+    char text[256];
+    std::snprintf(text, sizeof text, "%s: scales off by %.1e, codes off by one %.2f%%, by more %d, low-rank error %.1e",
+                  name, worst_scale, 100 * share, more, low_rank);
+    // The smoothed values and the scales are rounded to bf16.
+    report(worst_scale < 1e-2 && share < 0.02 && more == 0 && low_rank < 4e-3, text);
+}
+
+// The operands of gemm_w4a4 on the device, and its run.
+struct Plain {
+    Buffer<u32> x, w, next;
+    Buffer<float> xs, next_scales;
+    Buffer<bf16> ws;
+
+    Plain(const Case& c, const Operands& o)
+        : x(o.xq.size() / 8),
+          w(o.wq.size() / 8),
+          next(size_t(o.rows) * c.n / 8),
+          xs(o.xs.size()),
+          next_scales(size_t(c.n / 64) * o.rows),
+          ws(o.ws.size()) {
+        std::vector<u32> packed(x.count);
+        for (int i = 0; i < o.rows; ++i)
+            for (int j = 0; j < c.k; ++j)
+                packed[word_of(i, j, c.k)] |= u32(o.xq[size_t(i) * c.k + j] & 15) << (4 * (j % 8));
+        upload(x, packed.data(), packed.size() * 4);
+        upload(w, pack_weights(o.wq, c.n, c.k).data(), o.wq.size() / 2);
+        upload(xs, o.xs.data(), o.xs.size() * 4);
+        upload(ws, pack_scales(o.ws, c.n, o.groups).data(), o.ws.size() * 2);
+    }
+
+    void run(const Inputs& in) const {
+        const Case& c = in.c;
+        GemmW4A4Params p{};
+        p.x = reinterpret_cast<const uint4*>(x.data), p.w = reinterpret_cast<const uint4*>(w.data);
+        p.next_x = reinterpret_cast<uint4*>(next.data);
+        p.xs = xs, p.ws = ws, p.next_scales = next_scales;
+        in.set(p);
+        auto kernel = c.epilogue == STORE4  ? gemm_w4a4_store
+                      : c.epilogue == QKV4  ? gemm_w4a4_qkv
+                      : c.epilogue == GELU4 ? gemm_w4a4_gelu
+                      : c.is_unsigned       ? gemm_w4a4_add_u4
+                                            : gemm_w4a4_add;
+        kernel<<<dim3((c.m + 127) / 128, c.n / 128), 256, w4a4::SMEM_BYTES>>>(p);
+        CUDA(cudaGetLastError());
+        CUDA(cudaDeviceSynchronize());
+    }
+};
+
+inline void check(const Case& c) {
+    Inputs in(c);
+    const Operands operands(c);
+    const Plain plain(c, operands);
+    plain.run(in);
+    auto y = operands.products(c);
     in.finish(y);
 
     char name[96], text[256];
@@ -236,28 +298,11 @@ inline void check(const Case& c) {
         std::snprintf(text, sizeof text, "%s: relative %.1e", name, d.relative);
         return report(d.relative < 4e-3, text);  // bf16 results
     }
-    auto codes = d_next.host();
-    auto scales = d_next_scales.host();
-    size_t one = 0;
-    int more = 0;
-    double worst_scale = 0;
-    for (int i = 0; i < c.m; ++i)
-        for (int g = 0; g < c.n / 64; ++g) {
-            double top = 0;
-            auto x = [&](int n) { return (y[size_t(i) * c.n + n] + 0.171875) * in.reciprocal[n]; };
-            for (int n = 64 * g; n < 64 * g + 64; ++n) top = std::max(top, x(n));
-            worst_scale = std::max(worst_scale, std::abs(scales[size_t(g) * rows + i] / (top / 15) - 1));
-            for (int n = 64 * g; n < 64 * g + 64; ++n) {
-                int code = codes[word_of(i, n, c.n)] >> (4 * (n % 8)) & 15,
-                    delta = std::abs(code - int(std::lrint(x(n) / (top / 15))));
-                one += delta == 1, more += delta > 1;
-            }
-        }
-    const double share = double(one) / (double(c.m) * c.n), low_rank = in.low_rank_error(y);
-    std::snprintf(text, sizeof text, "%s: scales off by %.1e, codes off by one %.2f%%, by more %d, low-rank error %.1e",
-                  name, worst_scale, 100 * share, more, low_rank);
-    // The smoothed values and the scales are rounded to bf16.
-    report(worst_scale < 1e-2 && share < 0.02 && more == 0 && low_rank < 4e-3, text);
+    auto codes = plain.next.host();
+    auto scales = plain.next_scales.host();
+    check_gelu(
+        name, in, y, [&](int i, int n) { return int(codes[word_of(i, n, c.n)] >> (4 * (n % 8)) & 15); },
+        [&](int i, int g) { return scales[size_t(g) * operands.rows + i]; }, 128);
 }
 
 inline void run() {

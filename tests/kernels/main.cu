@@ -1,12 +1,13 @@
 // Numbers and speed of the kernels on the GPU at hand: `kernels [--checks] [NAME]...`, all by default, with NAME one of
-// ceiling, step, unpack, w4a4, nvfp4, w4a8, attention, quantize, norms, w4a16, masked, dense, vae. --checks leaves out
-// timing and large shapes. Every check is against plain code on random data with outlier channels; exit status 1 if one
-// fails.
+// ceiling, step, unpack, w4a4, w4a4_sm90, nvfp4, w4a8, attention, quantize, norms, w4a16, masked, dense, vae. --checks
+// leaves out timing and large shapes. Every check is against plain code on random data with outlier channels; exit
+// status 1 if one fails.
 #include "attention.cuh"
 #include "ceiling.cuh"
 #include "dense.cuh"
 #include "gemm_nvfp4.cuh"
 #include "gemm_w4a4.cuh"
+#include "gemm_w4a4_sm90.cuh"
 #include "gemm_w4a8.cuh"
 #include "masked_attention.cuh"
 #include "norms.cuh"
@@ -28,10 +29,11 @@ int main(int argc, char** argv) {
         return found;
     };
     // TF/s that the tensor cores of an H100 sustain on operands at hand, as `ceiling` measures them.
-    constexpr double INT8 = 1837, BF16 = 838;
+    constexpr double INT8 = 1837, E4M3 = 1657, BF16 = 838;
     if (wanted("quantize")) test_quantize::run();
     if (wanted("unpack")) test_unpack::run();
     if (wanted("w4a4")) test_gemm_w4a4::run();
+    if (wanted("w4a4_sm90")) test_gemm_w4a4_sm90::run(E4M3);
     if (wanted("nvfp4")) test_gemm_nvfp4::run();
     if (wanted("w4a8")) test_gemm::run(INT8);
     if (wanted("attention")) test_attention::run(BF16);

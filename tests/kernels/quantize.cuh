@@ -8,7 +8,10 @@
 namespace test_quantize {
 
 inline void launch(const QuantizeParams& p, QuantizeTo to = TO_W4A8, int rows = 16) {
-    auto kernel = to == TO_W4A8 ? quantize_w4a8 : to == TO_W4A4 ? quantize_w4a4 : quantize_nvfp4;
+    auto kernel = to == TO_W4A8        ? quantize_w4a8
+                  : to == TO_W4A4      ? quantize_w4a4
+                  : to == TO_W4A4_SM90 ? quantize_w4a4_sm90
+                                       : quantize_nvfp4;
     int smem = quantize::smem_bytes(p.k, rows);
     allow_smem(kernel, smem);
     kernel<<<(p.m + rows - 1) / rows, 32 * rows, smem>>>(p);
@@ -111,8 +114,34 @@ inline void check(int m, int k, int rank, bool norm, QuantizeTo to, int rows_a_b
     same_bits(first, second);
 }
 
+// quantize_w4a4_sm90 gives the codes, scales and low-rank sums of quantize_w4a4.
+inline void check_sm90(int m, int k, bool norm, int rows_a_block) {
+    Data plain(m, k, 32, norm), d(m, k, 32, norm);
+    launch(plain.p, TO_W4A4, rows_a_block), launch(d.p, TO_W4A4_SM90, rows_a_block);
+    CUDA(cudaDeviceSynchronize());
+    const u8 numbers[16] = {0,    0x38, 0x40, 0x44, 0x48, 0x4a, 0x4c, 0x4e,
+                            0xd0, 0xce, 0xcc, 0xca, 0xc8, 0xc4, 0xc0, 0xb8};
+    auto want = plain.xq.host(), got = d.xq.host();
+    auto want_xs = plain.xs.host(), got_xs = d.xs.host();
+    size_t wrong = 0;
+    for (int i = 0; i < m; ++i) {
+        for (int j = 0; j < k; ++j)
+            wrong += u8(got[size_t(i) * k + j]) != numbers[code(want, TO_W4A4, i, j, k) & 15];
+        for (int g = 0; g < k / 64; ++g)
+            wrong += got_xs[size_t(g) * m + i] != want_xs[size_t(g) * ((m + 15) / 16 * 16) + i];
+    }
+    Bits want_lora, got_lora;
+    want_lora.add(plain.lora), got_lora.add(d.lora);
+    char text[96];
+    std::snprintf(text, sizeof text, "quantise w4a4 sm90 m%d k%d%s: %zu differ from w4a4's", m, k, norm ? " norm" : "",
+                  wrong);
+    report(wrong == 0 && want_lora.bytes == got_lora.bytes, text);
+}
+
 inline void run() {
     for (int m : {1, 37, 300}) {
+        check_sm90(m, 320, true, 16);
+        check_sm90(m, 3072, false, 8);
         for (QuantizeTo to : {TO_W4A8, TO_W4A4, TO_NVFP4}) {
             check(m, 256, 32, true, to, 16);
             check(m, 1024, 16, false, to, 8);
