@@ -2,7 +2,7 @@
 
 use crate::ops::{DenseSource, Storage};
 use crate::weights::float::{READABLE, decode};
-use crate::weights::{Checkpoint, Dtype};
+use crate::weights::{Checkpoint, Dtype, Numbers};
 use crate::{Error, Result};
 
 /// A table with a row a token id. It stays on the host, in the precision of its file: a prompt needs
@@ -63,12 +63,13 @@ impl Embedding {
 }
 
 /// One linear that gives the outputs of all `parts` side by side. They have the same inputs.
-pub(super) fn fuse_rows<const N: usize>(parts: [DenseSource; N]) -> DenseSource {
-    let mut fused = DenseSource { n: 0, k: 0, weight: Vec::new(), bias: Vec::new(), storage: Storage::Bf16 };
+pub(super) fn fuse_rows<const N: usize>(parts: [DenseSource<'_>; N]) -> DenseSource<'_> {
+    let weight = Numbers::default();
+    let mut fused = DenseSource { n: 0, k: 0, weight, bias: Vec::new(), storage: Storage::Bf16 };
     for part in parts {
         fused.n += part.n;
         fused.k = part.k;
-        fused.weight.extend(part.weight);
+        fused.weight.append(part.weight);
         fused.bias.extend(part.bias);
         if part.storage == Storage::F32 {
             fused.storage = Storage::F32;

@@ -241,7 +241,7 @@ impl<D: Device> Layer<D> {
 
 /// A linear without bias, 4-bit if its codes are there. Their values are rounded to bf16, the precision in which
 /// Nunchaku computes them: T5-XXL in f32 would take 19 GB.
-fn linear_or_awq(weights: &Checkpoint, name: &str, n: usize, k: usize) -> Result<DenseSource> {
+fn linear_or_awq<'a>(weights: &'a Checkpoint, name: &str, n: usize, k: usize) -> Result<DenseSource<'a>> {
     const GROUP: usize = 128;
     let codes = format!("{name}.qweight");
     if weights.get(&codes).is_none() {
@@ -270,8 +270,8 @@ fn linear_or_awq(weights: &Checkpoint, name: &str, n: usize, k: usize) -> Result
         let at = i % k / GROUP * n + i / k;
         bf16::from_f32(f32::from(code) * scales[at] + zeros[at]).to_f32()
     };
-    let weight = codes.iter().enumerate().map(value).collect();
-    Ok(DenseSource { n, k, weight, bias: vec![], storage: Storage::Bf16 })
+    let weight: Vec<f32> = codes.iter().enumerate().map(value).collect();
+    Ok(DenseSource { n, k, weight: weight.into(), bias: vec![], storage: Storage::Bf16 })
 }
 
 /// The learned bias by distance of query and key, in buckets: half of them for keys before the query
@@ -396,7 +396,8 @@ mod tests {
     #[test]
     fn awq_linears_are_code_times_scale_plus_zero() {
         let (n, k) = (8, 256);
-        let linear = linear_or_awq(&awq([2, 256], Dtype::I16, [8, 8]), "x", n, k).unwrap();
+        let file = awq([2, 256], Dtype::I16, [8, 8]);
+        let linear = linear_or_awq(&file, "x", n, k).unwrap();
         assert!(linear.bias.is_empty() && linear.storage == Storage::Bf16);
         for (row, col) in (0..n).flat_map(|row| (0..k).map(move |col| (row, col))) {
             let word = row / 4 * k + col / 64 * 64 + row % 4 * 16 + col % 64 / 32 * 8 + col % 8;

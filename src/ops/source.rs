@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use crate::weights::Numbers;
+
 /// How precisely the checkpoint stores a dense weight: what a device may keep without loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
@@ -15,7 +17,7 @@ pub enum Storage {
 /// The weights of one linear.
 pub enum LinearSource<'a> {
     /// Plain matrix.
-    Dense(DenseSource),
+    Dense(DenseSource<'a>),
     /// SVDQuant: 4-bit weights and activations, with a low-rank branch.
     Svdq(SvdqSource<'a>),
     /// AWQ layout: 4-bit weights, activations not quantised (modulation layers).
@@ -34,13 +36,13 @@ impl LinearSource<'_> {
 }
 
 /// A dense linear.
-pub struct DenseSource {
+pub struct DenseSource<'a> {
     /// Output features.
     pub n: usize,
     /// Input features.
     pub k: usize,
     /// `[n, k]`, row-major.
-    pub weight: Vec<f32>,
+    pub weight: Numbers<'a>,
     /// `[n]`, or empty for none.
     pub bias: Vec<f32>,
     /// Precision of `weight`.

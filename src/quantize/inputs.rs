@@ -68,9 +68,9 @@ impl Inputs {
 
     /// Takes note of a block's modulation: chunks of shift, scale and gate, once (single blocks) or for
     /// attention and MLP.
-    pub(super) fn enter_block(&mut self, modulation: &DenseSource, chunks: usize) {
+    pub(super) fn enter_block(&mut self, modulation: &DenseSource<'_>, chunks: usize) {
         let hidden = modulation.n / chunks;
-        let weight = Matrix::new(modulation.n, modulation.k, modulation.weight.clone());
+        let weight = Matrix::new(modulation.n, modulation.k, modulation.weight.to_vec());
         let table = product(Left::Plain(&weight), &self.conditioning, self.threads);
         let power = |row: usize| -> f32 {
             let bias = modulation.bias[row];
@@ -108,7 +108,7 @@ fn embed(weights: &FluxWeights, name: &str, input: Matrix, threads: usize) -> Re
         if index == 1 {
             x.data.iter_mut().for_each(|v| *v = silu(*v));
         }
-        x = product(Left::Plain(&Matrix::new(linear.n, linear.k, linear.weight)), &x, threads);
+        x = product(Left::Plain(&Matrix::new(linear.n, linear.k, linear.weight.into_values())), &x, threads);
         for (row, bias) in x.data.chunks_exact_mut(SAMPLES).zip(linear.bias) {
             row.iter_mut().for_each(|v| *v += bias);
         }

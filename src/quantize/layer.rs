@@ -21,7 +21,7 @@ pub(super) struct Layer {
 
 /// Quantises a linear; a modulation has `chunks` chunks.
 pub(super) fn quantize(
-    dense: DenseSource,
+    dense: DenseSource<'_>,
     part: Part,
     chunks: usize,
     inputs: &Inputs,
@@ -33,9 +33,9 @@ pub(super) fn quantize(
     }
 }
 
-fn modulation(dense: DenseSource, chunks: usize, inputs: &Inputs, threads: usize) -> Layer {
+fn modulation(dense: DenseSource<'_>, chunks: usize, inputs: &Inputs, threads: usize) -> Layer {
     let DenseSource { n, k, weight, bias, .. } = dense;
-    let awq = awq::quantize(&Matrix::new(n, k, weight), &bias, chunks, inputs, threads);
+    let awq = awq::quantize(&Matrix::new(n, k, weight.into_values()), &bias, chunks, inputs, threads);
     let tensors = vec![
         ("qweight", pack_awq_codes(&awq.codes, n, k)),
         ("wscales", f32_to_bf16(&awq.scales)),
@@ -45,11 +45,11 @@ fn modulation(dense: DenseSource, chunks: usize, inputs: &Inputs, threads: usize
     Layer { tensors, sqnr_db: awq.sqnr_db }
 }
 
-fn low_rank(dense: DenseSource, part: Part, inputs: &Inputs, options: &QuantizeOptions) -> Layer {
+fn low_rank(dense: DenseSource<'_>, part: Part, inputs: &Inputs, options: &QuantizeOptions) -> Layer {
     let DenseSource { n, k, weight, mut bias, .. } = dense;
     bias.resize(n, 0.0); // the out projection of a single block has none of its own
     let dense = svdq::Dense {
-        weight: Matrix::new(n, k, weight),
+        weight: Matrix::new(n, k, weight.into_values()),
         bias: &bias,
         input_rms: &inputs.rms(part, k),
         shifted: part == Part::Fc2,

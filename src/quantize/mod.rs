@@ -188,7 +188,13 @@ fn linears(config: &FluxConfig) -> Vec<(Block, Part)> {
 }
 
 /// A linear of the input; `shape` is that of its 4-bit codes, two in a byte.
-fn read(weights: &FluxWeights, block: Block, part: Part, name: &str, shape: &[usize]) -> Result<DenseSource> {
+fn read<'a>(
+    weights: &'a FluxWeights,
+    block: Block,
+    part: Part,
+    name: &str,
+    shape: &[usize],
+) -> Result<DenseSource<'a>> {
     let source = match block {
         Block::Double(index, stream) => weights.double(index, stream, part)?,
         Block::Single(index) => weights.single(index, part)?,

@@ -11,6 +11,7 @@ use super::float::{READABLE, decode, is_exact_in_bf16, is_fp8};
 use super::header::Header;
 use super::json::open_regular;
 use super::locate::locate;
+use super::numbers::Numbers;
 use crate::ops::{ConvSource, DenseSource, Storage};
 use crate::{Error, Result};
 
@@ -202,14 +203,17 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::BadFormat`] if it is missing, shaped otherwise, or of another type, or if its scale is not one number.
     pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.numbers(name, shape).map(Numbers::into_values)
+    }
+
+    /// As [`Checkpoint::f32`], decoded later.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::f32`].
+    pub fn numbers(&self, name: &str, shape: &[usize]) -> Result<Numbers<'_>> {
         let tensor = self.tensor(name, shape)?;
-        let values = decode(tensor.dtype, tensor.bytes);
-        let mut values =
-            values.ok_or_else(|| self.bad(name, format!("has dtype {}; {READABLE}", tensor.dtype)))?;
-        if let Some(scale) = self.scale(name)? {
-            values.iter_mut().for_each(|value| *value *= scale);
-        }
-        Ok(values)
+        let numbers = Numbers::stored(tensor.dtype, tensor.bytes, self.scale(name)?.unwrap_or(1.0));
+        numbers.ok_or_else(|| self.bad(name, format!("has dtype {}; {READABLE}", tensor.dtype)))
     }
 
     /// What the values of an FP8 tensor `layer.weight` are to be multiplied by, if the file says so:
@@ -242,9 +246,9 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`Checkpoint::f32`].
-    pub fn dense(&self, name: &str, n: usize, k: usize, bias: bool) -> Result<DenseSource> {
+    pub fn dense(&self, name: &str, n: usize, k: usize, bias: bool) -> Result<DenseSource<'_>> {
         let weight_name = format!("{name}.weight");
-        let weight = self.f32(&weight_name, &[n, k])?;
+        let weight = self.numbers(&weight_name, &[n, k])?;
         let bias = if bias { self.f32(&format!("{name}.bias"), &[n])? } else { vec![] };
         Ok(DenseSource { n, k, weight, bias, storage: self.storage(&weight_name)? })
     }

@@ -26,7 +26,7 @@ impl Dense {
         dev.load_linear(&LinearSource::Dense(DenseSource {
             n: self.n,
             k: self.k,
-            weight: self.weight.clone(),
+            weight: self.weight.clone().into(),
             bias: self.bias.clone(),
             storage: Storage::Bf16,
         }))

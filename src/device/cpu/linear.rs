@@ -45,7 +45,7 @@ enum Rows {
 }
 
 impl Linear {
-    pub(super) fn dense(on: (Level, &Pool), source: &DenseSource) -> Linear {
+    pub(super) fn dense(on: (Level, &Pool), source: &DenseSource<'_>) -> Linear {
         let DenseSource { n, k, ref weight, ref bias, storage } = *source;
         let weights = Panels::pack(on, [n, k], storage, weight);
         Linear { n, k, bias: bias.clone(), weights: Weights::Float(weights), svdq: None }

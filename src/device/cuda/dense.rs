@@ -18,8 +18,8 @@ pub(super) struct Dense {
 }
 
 impl Dense {
-    pub(super) fn load(cuda: &Cuda, source: &DenseSource) -> Result<Self> {
-        let weight = cuda.constant(&pack::f32_to_bf16(&source.weight))?;
+    pub(super) fn load(cuda: &Cuda, source: &DenseSource<'_>) -> Result<Self> {
+        let weight = cuda.constants(&source.weight.bf16())?;
         let bias = match source.bias.as_slice() {
             [] => None,
             bias => Some(cuda.constant(bias)?),

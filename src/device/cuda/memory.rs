@@ -186,13 +186,20 @@ impl Range {
 
     /// Copies `data` to the start of the range.
     pub(super) fn write<T: Copy>(&self, data: &[T]) -> Result<()> {
+        self.write_at(0, data)
+    }
+
+    /// Copies `data` to the bytes from `start` on.
+    pub(super) fn write_at<T: Copy>(&self, start: usize, data: &[T]) -> Result<()> {
         let bytes = size_of_val(data);
-        assert!(bytes <= self.bytes, "{bytes} bytes into a range of {}", self.bytes);
+        let fits = start.checked_add(bytes).is_some_and(|end| end <= self.bytes);
+        assert!(fits, "{bytes} bytes from {start} on into a range of {}", self.bytes);
         let context = &self.pool.context;
         let _current = context.enter()?;
         let from = data.as_ptr().cast::<c_void>();
         // SAFETY: both sides have as many bytes; the driver has read ordinary memory when the call returns.
-        let code = unsafe { context.api.cuMemcpyHtoDAsync_v2(self.at, from, bytes, context.stream) };
+        let code =
+            unsafe { context.api.cuMemcpyHtoDAsync_v2(self.at + start as u64, from, bytes, context.stream) };
         context.check("cuMemcpyHtoD", code)
     }
 

@@ -14,6 +14,7 @@ mod memory;
 mod tensor;
 mod w4a8;
 
+use std::borrow::Cow;
 use std::ops::Range as Rows;
 use std::sync::Arc;
 
@@ -174,6 +175,17 @@ impl Cuda {
     fn constant<T: Copy>(&self, data: &[T]) -> Result<Range> {
         let range = self.weights.take(size_of_val(data))?;
         range.write(data)?;
+        Ok(range)
+    }
+
+    /// `parts` among the weights, one after the other.
+    fn constants(&self, parts: &[Cow<'_, [u8]>]) -> Result<Range> {
+        let range = self.weights.take(parts.iter().map(|part| part.len()).sum())?;
+        let mut start = 0;
+        for part in parts {
+            range.write_at(start, part)?;
+            start += part.len();
+        }
         Ok(range)
     }
 

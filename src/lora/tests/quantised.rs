@@ -18,7 +18,7 @@ const RANK: usize = 5;
 /// Tensors by diffusers' names: shape and values.
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-fn dense(source: LinearSource<'_>) -> DenseSource {
+fn dense(source: LinearSource<'_>) -> DenseSource<'_> {
     match source {
         LinearSource::Dense(dense) => dense,
         LinearSource::Awq(awq) => pack::unpack_awq(&awq),
@@ -27,7 +27,7 @@ fn dense(source: LinearSource<'_>) -> DenseSource {
 }
 
 /// `W = wq / smooth + B A`, and the bias that fc2 has without its shift.
-fn dequantise(source: &SvdqSource<'_>) -> DenseSource {
+fn dequantise(source: &SvdqSource<'_>) -> DenseSource<'static> {
     let SvdqSource { n, k, rank, unsigned, .. } = *source;
     let codes = pack::unpack_codes(&source.qweight, n, k);
     let scales = pack::unpack_wscales(&source.wscales, n, k);
@@ -41,7 +41,7 @@ fn dequantise(source: &SvdqSource<'_>) -> DenseSource {
     let down = pack::unpack_lora_down(&source.lora_down, k, rank);
     let up = pack::unpack_lora_up(&source.lora_up, n, rank);
     add_product(&mut weight, &up, &down, k, 1.0);
-    DenseSource { n, k, weight, bias, storage: crate::ops::Storage::F32 }
+    DenseSource { n, k, weight: weight.into(), bias, storage: crate::ops::Storage::F32 }
 }
 
 /// `w += scale · B A`
@@ -58,7 +58,7 @@ fn put(
     tensors: &mut Tensors,
     prefix: &str,
     names: &[&str],
-    mut linear: DenseSource,
+    mut linear: DenseSource<'_>,
     scales: &[usize],
     chunks: usize,
 ) {
@@ -103,7 +103,7 @@ fn dequantised(weights: &FluxWeights) -> Tensors {
         }
         let (out, mut fc2) = (linear(Part::Out), linear(Part::Fc2));
         let rows = out.weight.chunks(out.k).zip(fc2.weight.chunks(fc2.k));
-        fc2.weight = rows.flat_map(|(a, b)| [a, b].concat()).collect();
+        fc2.weight = rows.flat_map(|(a, b)| [a, b].concat()).collect::<Vec<f32>>().into();
         fc2.bias.iter_mut().zip(&out.bias).for_each(|(b, a)| *b += a);
         fc2.k += out.k;
         put(&mut tensors, &prefix, &["proj_out"], fc2, &[], 1);

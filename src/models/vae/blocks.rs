@@ -112,7 +112,7 @@ impl<'a, D: Device> Loader<'a, D> {
         for part in [k, v] {
             let next = self.projection(name, part, channels)?;
             qkv.n += next.n;
-            qkv.weight.extend(next.weight);
+            qkv.weight.append(next.weight);
             qkv.bias.extend(next.bias);
             if next.storage != qkv.storage {
                 qkv.storage = Storage::F32;
@@ -128,7 +128,7 @@ impl<'a, D: Device> Loader<'a, D> {
     }
 
     /// A linear by its present or its legacy name, stored as a matrix or as a 1x1 convolution.
-    fn projection(&mut self, block: &str, names: [&str; 2], channels: usize) -> Result<DenseSource> {
+    fn projection(&mut self, block: &str, names: [&str; 2], channels: usize) -> Result<DenseSource<'a>> {
         let [present, legacy] = names.map(|name| format!("{block}.{name}"));
         let stored = |name: &str| self.file.get(&format!("{name}.weight"));
         let name = if stored(&present).is_none() && stored(&legacy).is_some() { legacy } else { present };
@@ -138,7 +138,7 @@ impl<'a, D: Device> Loader<'a, D> {
             return self.file.dense(&name, channels, channels, true);
         }
         let ConvSource { n, c, weight, bias, .. } = self.file.conv(&name, channels, channels, 1, 1, false)?;
-        Ok(DenseSource { n, k: c, weight, bias, storage: Storage::F32 })
+        Ok(DenseSource { n, k: c, weight: weight.into(), bias, storage: Storage::F32 })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{DOUBLE_CHUNKS, FluxWeights, Part, Result, SINGLE_CHUNKS, Stream};
 use crate::ops::{DenseSource, Storage};
+use crate::weights::Numbers;
 
 /// diffusers' names, inside of a double block, of the linears that make up a part: their outputs lie on top of one another.
 pub(crate) fn double_names(stream: Stream, part: Part) -> &'static [&'static str] {
@@ -30,7 +31,12 @@ pub(crate) fn single_names(part: Part) -> &'static [&'static str] {
 }
 
 /// A linear of a double block.
-pub(super) fn double(w: &FluxWeights, prefix: &str, stream: Stream, part: Part) -> Result<DenseSource> {
+pub(super) fn double<'a>(
+    w: &'a FluxWeights,
+    prefix: &str,
+    stream: Stream,
+    part: Part,
+) -> Result<DenseSource<'a>> {
     let mlp = match part {
         Part::Fc1 | Part::Fc2 => w.rows(&format!("{prefix}{}.weight", double_names(stream, Part::Fc1)[0]))?,
         _ => 0,
@@ -44,7 +50,7 @@ pub(super) fn double(w: &FluxWeights, prefix: &str, stream: Stream, part: Part) 
 }
 
 /// A linear of a single block.
-pub(super) fn single(w: &FluxWeights, prefix: &str, part: Part) -> Result<DenseSource> {
+pub(super) fn single<'a>(w: &'a FluxWeights, prefix: &str, part: Part) -> Result<DenseSource<'a>> {
     let hidden = w.config.hidden();
     let mlp = match part {
         Part::Modulation | Part::Qkv => 0,
@@ -71,14 +77,19 @@ pub(super) fn single(w: &FluxWeights, prefix: &str, part: Part) -> Result<DenseS
 }
 
 /// Linears of the same input on top of each other, `[n, k]` together.
-fn stack(w: &FluxWeights, prefix: &str, names: &[&str], [n, k]: [usize; 2]) -> Result<DenseSource> {
-    let mut all = DenseSource { n, k, weight: vec![], bias: vec![], storage: Storage::Bf16 };
+fn stack<'a>(
+    w: &'a FluxWeights,
+    prefix: &str,
+    names: &[&str],
+    [n, k]: [usize; 2],
+) -> Result<DenseSource<'a>> {
+    let mut all = DenseSource { n, k, weight: Numbers::default(), bias: vec![], storage: Storage::Bf16 };
     for name in names {
         let one = w.checkpoint.dense(&format!("{prefix}{name}"), n / names.len(), k, true)?;
         if names.len() == 1 {
             return Ok(one);
         }
-        all.weight.extend(one.weight);
+        all.weight.append(one.weight);
         all.bias.extend(one.bias);
         if one.storage != Storage::Bf16 {
             all.storage = one.storage;
@@ -88,13 +99,14 @@ fn stack(w: &FluxWeights, prefix: &str, names: &[&str], [n, k]: [usize; 2]) -> R
 }
 
 /// Columns `from .. from + k` of a linear.
-fn columns(linear: DenseSource, from: usize, k: usize) -> DenseSource {
-    let weight = linear.weight.chunks_exact(linear.k).flat_map(|row| &row[from..from + k]).copied().collect();
-    DenseSource { k, weight, ..linear }
+fn columns(linear: DenseSource<'_>, from: usize, k: usize) -> DenseSource<'_> {
+    let rows = linear.weight.chunks_exact(linear.k);
+    let weight: Vec<f32> = rows.flat_map(|row| &row[from..from + k]).copied().collect();
+    DenseSource { k, weight: weight.into(), ..linear }
 }
 
 /// Adds 1 to the bias of the scale chunks.
-fn add_one(linear: &mut DenseSource, chunks: usize, scales: &[usize]) {
+fn add_one(linear: &mut DenseSource<'_>, chunks: usize, scales: &[usize]) {
     let channels = linear.n / chunks;
     for &s in scales {
         linear.bias[s * channels..][..channels].iter_mut().for_each(|b| *b += 1.0);

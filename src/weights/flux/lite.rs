@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use super::svdq::{awq, svdq};
 use super::{FluxWeights, Part, Result, Stream, dense, double_names, single_names};
 use crate::ops::{AwqSource, Codes, DenseSource, LinearSource, Storage, SvdqSource};
-use crate::weights::pack;
+use crate::weights::{Numbers, pack};
 
 /// A linear of a double block.
 pub(super) fn double<'a>(
@@ -107,12 +107,13 @@ fn stack<'a>(w: &'a FluxWeights, prefix: &str, names: &[&str]) -> Result<LinearS
     Ok(LinearSource::Svdq(stack_svdq(&parts)))
 }
 
-fn stack_dense(parts: &[SvdqSource<'_>]) -> DenseSource {
-    let mut all = DenseSource { n: 0, k: parts[0].k, weight: vec![], bias: vec![], storage: Storage::F32 };
+fn stack_dense(parts: &[SvdqSource<'_>]) -> DenseSource<'static> {
+    let (k, weight) = (parts[0].k, Numbers::default());
+    let mut all = DenseSource { n: 0, k, weight, bias: vec![], storage: Storage::F32 };
     for part in parts {
         let DenseSource { n, weight, bias, .. } = pack::unpack_svdq(part);
         all.n += n;
-        all.weight.extend(weight);
+        all.weight.append(weight);
         all.bias.extend(bias);
     }
     all
@@ -231,7 +232,7 @@ mod tests {
             let stacked = pack::unpack_svdq(&stack_svdq(&parts));
             let dense = stack_dense(&parts);
             assert_eq!((stacked.n, stacked.bias), (512, dense.bias));
-            for (i, (a, b)) in stacked.weight.iter().zip(&dense.weight).enumerate() {
+            for (i, (a, b)) in stacked.weight.iter().zip(&*dense.weight).enumerate() {
                 assert!((a - b).abs() <= 1e-5 * b.abs().max(1.0), "{i}: {a} {b}");
             }
         }

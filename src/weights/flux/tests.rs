@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use half::bf16;
 
 use super::*;
-use crate::ops::{Codes, Storage};
+use crate::ops::{Codes, DenseSource, Storage};
 use crate::weights::pack;
 use crate::weights::testing::{TempDir, safetensors};
 
@@ -449,17 +449,19 @@ fn diffusers_layers_are_put_together() {
     let w = FluxWeights::open(&diffusers(&dir, &tiny())).unwrap();
     assert_eq!((w.config(), w.rank()), (&tiny(), None));
     resolve(&w).unwrap();
-    let dense = |source: Result<LinearSource<'_>>| match source.unwrap() {
-        LinearSource::Dense(d) => d,
-        _ => panic!("dense weights are expected"),
-    };
+    fn dense(source: Result<LinearSource<'_>>) -> DenseSource<'_> {
+        match source.unwrap() {
+            LinearSource::Dense(d) => d,
+            _ => panic!("dense weights are expected"),
+        }
+    }
     let d = w.config().hidden();
     let raw = |name: &str| w.checkpoint().f32(name, w.checkpoint().get(name).unwrap().shape).unwrap();
 
     let qkv = dense(w.double(0, Stream::Text, Part::Qkv));
     let parts =
         ["q", "k", "v"].map(|x| raw(&format!("transformer_blocks.0.attn.add_{x}_proj.weight"))).concat();
-    assert_eq!((qkv.weight, qkv.storage), (parts, Storage::Bf16));
+    assert_eq!((qkv.weight.into_values(), qkv.storage), (parts, Storage::Bf16));
     let parts =
         ["q", "k", "v"].map(|x| raw(&format!("transformer_blocks.0.attn.add_{x}_proj.bias"))).concat();
     assert_eq!(qkv.bias, parts);

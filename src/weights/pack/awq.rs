@@ -13,7 +13,7 @@ use crate::ops::{AwqSource, DenseSource, Storage};
 
 /// The dequantised linear with its rows chunk by chunk: stored row `d·chunks + s` becomes row `s·n/chunks + d`,
 /// of the bias too, which keeps the `1 +` of its scale chunks.
-pub fn unpack_awq(source: &AwqSource<'_>) -> DenseSource {
+pub fn unpack_awq(source: &AwqSource<'_>) -> DenseSource<'static> {
     let AwqSource { n, k, chunks, .. } = *source;
     let scales: Vec<f32> = bf16_to_f32(source.wscales).collect();
     let zeros: Vec<f32> = bf16_to_f32(source.wzeros).collect();
@@ -32,7 +32,7 @@ pub fn unpack_awq(source: &AwqSource<'_>) -> DenseSource {
     for (row, value) in bf16_to_f32(&source.bias).enumerate() {
         bias[place(row)] = value;
     }
-    DenseSource { n, k, weight, bias, storage: Storage::F32 }
+    DenseSource { n, k, weight: weight.into(), bias, storage: Storage::F32 }
 }
 
 /// Codes `0..=15`, row-major `[n, k]`, rows as stored. `n` is a multiple of 4, `k` of 64.

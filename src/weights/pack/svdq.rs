@@ -54,7 +54,7 @@ impl Unpacked {
 }
 
 /// The linear as a dense one: `Q(W') / smooth + B A`, and its bias. Not for unsigned inputs, whose shift is in the bias.
-pub fn unpack_svdq(source: &SvdqSource<'_>) -> DenseSource {
+pub fn unpack_svdq(source: &SvdqSource<'_>) -> DenseSource<'static> {
     assert!(!source.unsigned, "the bias of an unsigned linear is not that of a dense one");
     let (n, k, rank) = (source.n, source.k, source.rank);
     let unpacked = Unpacked::of(source);
@@ -69,5 +69,6 @@ pub fn unpack_svdq(source: &SvdqSource<'_>) -> DenseSource {
             weights.iter_mut().zip(&down[r * k..][..k]).for_each(|(w, a)| *w += b * a);
         }
     }
-    DenseSource { n, k, weight, bias: unpack_vector(&source.bias), storage: Storage::F32 }
+    let bias = unpack_vector(&source.bias);
+    DenseSource { n, k, weight: weight.into(), bias, storage: Storage::F32 }
 }

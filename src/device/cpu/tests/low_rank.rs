@@ -100,7 +100,7 @@ pub(super) fn of_dense_linears(level: Level) {
         let cpu = cpu(level, Profile::W4A8);
         let (weight, bias, x) = (r.normals(n * k, 0.3), r.normals(n, 1.0), r.activations(m, k));
         let y = linear(&wide(&x), &wide(&weight), &wide(&bias), k);
-        let source = DenseSource { n, k, weight, bias, storage: Storage::F32 };
+        let source = DenseSource { n, k, weight: weight.into(), bias, storage: Storage::F32 };
         let w = cpu.load_linear(&LinearSource::Dense(source)).unwrap();
         let updates = Update::set(&mut r, n, k);
         check(&cpu, &w, &updates, &x, y, &mut r);

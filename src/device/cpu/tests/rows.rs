@@ -11,7 +11,7 @@ fn dense(
     bias: &[f32],
     storage: Storage,
 ) -> super::super::Linear {
-    let source = DenseSource { n, k, weight: weight.to_vec(), bias: bias.to_vec(), storage };
+    let source = DenseSource { n, k, weight: weight.to_vec().into(), bias: bias.to_vec(), storage };
     cpu.load_linear(&LinearSource::Dense(source)).unwrap()
 }
 

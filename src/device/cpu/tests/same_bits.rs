@@ -47,7 +47,7 @@ fn everything(cpu: &Cpu, rows: usize) -> Vec<Vec<u32>> {
     cpu.linear_add(&hidden, plain(&fc2), Some(part(3)), &mut x, 0).unwrap();
     keep(&x);
 
-    let weight = r.normals(80 * width, 0.1);
+    let weight = r.normals(80 * width, 0.1).into();
     let source = DenseSource { n: 80, k: width, weight, bias: Vec::new(), storage: Storage::F32 };
     let dense = cpu.load_linear(&LinearSource::Dense(source)).unwrap();
     let input = cpu.prepare(&x, 0..rows, Norm::Silu, plain(&dense)).unwrap();
