@@ -66,7 +66,7 @@ fn time_on<D: Device>(
 
     let start = Instant::now();
     let timesteps: Vec<f32> = (0..steps).map(|step| 1000.0 * (1.0 - step as f32 / steps as f32)).collect();
-    let conditioning = flux.condition(run, &timesteps, 3.5, &randn(1, config.pooled_projection_dim))?;
+    let mut conditioning = flux.condition(run, &timesteps, 3.5, &randn(1, config.pooled_projection_dim))?;
     let width = config.joint_attention_dim;
     let text = dev.upload(&randn(2, text_rows * width), width)?;
     let sequence = flux.sequence(run, &text, text_rows, grid)?;
@@ -75,9 +75,10 @@ fn time_on<D: Device>(
     let condition = start.elapsed();
 
     let mut times = Vec::with_capacity(steps);
+    let mut velocity = dev.empty(grid[0] * grid[1], config.out_channels)?;
     for step in 0..steps {
         let start = Instant::now();
-        let velocity = flux.velocity(run, &latents, &sequence, &conditioning, step)?;
+        flux.velocity(run, &latents, &sequence, &mut conditioning, step, &mut velocity)?;
         dev.euler_step(&mut latents, &velocity, -1.0 / steps as f32)?;
         let values = dev.download(&latents)?;
         times.push(start.elapsed());

@@ -237,7 +237,8 @@ fn a_lora_of_flux_1_dev_fits() {
     assert_eq!(patches[0].updates.len(), (19 * 2 + 38) * 5 + 7);
     let attached = Attached::new(flux.sites(), [(&patches[0], 1.0)]).unwrap();
     let run = Run::with(&Shapes, &attached);
-    let conditioning = flux.condition(run, &[500.0], 3.5, &[0.0; 768]).unwrap();
+    let mut conditioning = flux.condition(run, &[500.0], 3.5, &[0.0; 768]).unwrap();
     let sequence = flux.sequence(run, &Shapes.zeros(512, 4096).unwrap(), 512, [64, 64]).unwrap();
-    flux.velocity(run, &Shapes.zeros(4096, 64).unwrap(), &sequence, &conditioning, 0).unwrap();
+    let (latents, mut velocity) = (Shapes.zeros(4096, 64).unwrap(), Shapes.zeros(4096, 64).unwrap());
+    flux.velocity(run, &latents, &sequence, &mut conditioning, 0, &mut velocity).unwrap();
 }

@@ -55,16 +55,19 @@ struct DoubleBlock<D: Device> {
     image: Block<D>,
 }
 
-/// Modulation tables of every block for every step, `[steps, chunks · hidden]` each.
+/// The modulation of every block: text and image stream of the double blocks, then the single blocks, then the last
+/// norm, side by side.
 pub struct Conditioning<D: Device> {
-    double: Vec<[D::Tensor; 2]>,
-    single: Vec<D::Tensor>,
-    norm_out: D::Tensor,
+    /// `[steps, columns]`
+    steps: D::Tensor,
+    /// `[1, columns]`: of the step that runs.
+    step: D::Tensor,
 }
 
 /// What stays the same over all steps of one image.
 pub struct Sequence<D: Device> {
-    text: D::Input,
+    /// `[text_rows, hidden]`
+    text: D::Tensor,
     text_rows: usize,
     image_rows: usize,
     rope: D::Tensor,
@@ -146,19 +149,24 @@ impl<D: Device> Flux<D> {
         let hidden = self.pooled.hidden(run, &pooled.repeat(steps), pooled.len())?;
         run.dev.linear_add(&hidden, run.layer(&self.pooled.linear_2), None, &mut temb, 0)?;
 
-        let table = |modulation: &Linear<D>| -> Result<D::Tensor> {
+        let widths = self.modulations().map(|(_, chunks)| chunks * self.config.hidden());
+        let columns = widths.sum();
+        let mut table = run.dev.empty(steps, columns)?;
+        let mut column = 0;
+        for (modulation, chunks) in self.modulations() {
             let input = run.dev.prepare(&temb, 0..steps, Norm::Silu, run.layer(modulation))?;
-            run.dev.linear(&input, run.layer(modulation), Activation::None)
-        };
-        Ok(Conditioning {
-            double: self
-                .double
-                .iter()
-                .map(|block| Ok([table(&block.text.modulation)?, table(&block.image.modulation)?]))
-                .collect::<Result<_>>()?,
-            single: self.single.iter().map(|block| table(&block.modulation)).collect::<Result<_>>()?,
-            norm_out: table(&self.norm_out)?,
-        })
+            run.dev.linear_into(&input, run.layer(modulation), &mut table, column)?;
+            column += chunks * self.config.hidden();
+        }
+        Ok(Conditioning { steps: table, step: run.dev.empty(1, columns)? })
+    }
+
+    /// The linears whose results are side by side in [`Conditioning`], and how many chunks of `hidden` columns each has.
+    fn modulations(&self) -> impl Iterator<Item = (&Linear<D>, usize)> {
+        let streams = self.double.iter().flat_map(|block| [&block.text, &block.image]);
+        let double = streams.map(|block| (&block.modulation, STREAM_CHUNKS));
+        let single = self.single.iter().map(|block| (&block.modulation, SINGLE_CHUNKS));
+        double.chain(single).chain([(&self.norm_out, 2)])
     }
 
     /// Makes the text embedding (`[text_rows, joint_attention_dim]`) and the positions of an image of
@@ -171,36 +179,71 @@ impl<D: Device> Flux<D> {
         grid: [usize; 2],
     ) -> Result<Sequence<D>> {
         let rope = rope::table(&self.config.axes_dims_rope, text_rows, grid);
+        let text = run.dev.prepare(text, 0..text_rows, Norm::None, run.layer(&self.context_embedder))?;
         Ok(Sequence {
-            text: run.dev.prepare(text, 0..text_rows, Norm::None, run.layer(&self.context_embedder))?,
+            text: run.dev.linear(&text, run.layer(&self.context_embedder), Activation::None)?,
             text_rows,
             image_rows: grid[0] * grid[1],
-            rope: run.dev.upload(&rope, self.config.attention_head_dim)?,
+            rope: run.dev.upload_rope(&rope, self.config.attention_head_dim)?,
         })
     }
 
-    /// The velocity of `latents` (`[patches, in_channels]`) at `step`: `[patches, out_channels]`.
+    /// The velocity of `latents` (`[patches, in_channels]`) at `step`, in `velocity`: `[patches, out_channels]`.
     pub fn velocity(
         &self,
         run: Run<'_, D>,
         latents: &D::Tensor,
         sequence: &Sequence<D>,
-        conditioning: &Conditioning<D>,
+        conditioning: &mut Conditioning<D>,
         step: usize,
-    ) -> Result<D::Tensor> {
+        velocity: &mut D::Tensor,
+    ) -> Result<()> {
+        run.dev.copy_rows(&conditioning.steps, step..step + 1, &mut conditioning.step, 0)?;
+        let modulation = &conditioning.step;
+        let places = [latents, &*velocity, &sequence.text, &sequence.rope, modulation];
+        let mut key: Vec<u64> = places.iter().map(|tensor| run.dev.place(tensor)).collect();
+        key.extend([sequence.text_rows as u64, sequence.image_rows as u64]);
+        key.extend(
+            self.blocks()
+                .flat_map(|block| [&block.norm_q, &block.norm_k])
+                .map(|v| run.dev.place(run.vector(v))),
+        );
+        key.extend(run.layout());
+        run.dev.repeat(&key, &mut || self.forward(run, latents, sequence, modulation, velocity))
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = &Block<D>> {
+        self.double.iter().flat_map(|block| [&block.text, &block.image]).chain(&self.single)
+    }
+
+    /// The network, with the row `modulation` of its table.
+    fn forward(
+        &self,
+        run: Run<'_, D>,
+        latents: &D::Tensor,
+        sequence: &Sequence<D>,
+        modulation: &D::Tensor,
+        velocity: &mut D::Tensor,
+    ) -> Result<()> {
         let hidden = self.config.hidden();
         let rows = sequence.text_rows + sequence.image_rows;
         let image = sequence.text_rows..rows;
         let mut x = run.dev.zeros(rows, hidden)?;
-        run.dev.linear_add(&sequence.text, run.layer(&self.context_embedder), None, &mut x, 0)?;
+        run.dev.copy_rows(&sequence.text, 0..sequence.text_rows, &mut x, 0)?;
         let patches =
             run.dev.prepare(latents, 0..sequence.image_rows, Norm::None, run.layer(&self.x_embedder))?;
         run.dev.linear_add(&patches, run.layer(&self.x_embedder), None, &mut x, image.start)?;
 
-        for (block, [text_table, image_table]) in self.double.iter().zip(&conditioning.double) {
+        let mut start = 0;
+        let mut next = |chunks: usize| {
+            let modulation = Modulation { row: modulation, start, hidden };
+            start += chunks * hidden;
+            modulation
+        };
+        for block in &self.double {
             let streams = [
-                Rows { block: &block.text, table: text_table, step, hidden, rows: 0..sequence.text_rows },
-                Rows { block: &block.image, table: image_table, step, hidden, rows: image.clone() },
+                Rows { block: &block.text, modulation: next(STREAM_CHUNKS), rows: 0..sequence.text_rows },
+                Rows { block: &block.image, modulation: next(STREAM_CHUNKS), rows: image.clone() },
             ];
             let attention = self.attend(run, &x, &streams, sequence)?;
             for stream in &streams {
@@ -208,22 +251,18 @@ impl<D: Device> Flux<D> {
                 stream.add_mlp(run, stream.mlp(run, &x, [3, 4])?, &mut x, 5)?;
             }
         }
-        for (block, table) in self.single.iter().zip(&conditioning.single) {
-            let all = [Rows { block, table, step, hidden, rows: 0..rows }];
+        for block in &self.single {
+            let all = [Rows { block, modulation: next(SINGLE_CHUNKS), rows: 0..rows }];
             let mlp = all[0].mlp(run, &x, [0, 1])?;
             let attention = self.attend(run, &x, &all, sequence)?;
             all[0].add_attention(run, &attention, &mut x)?;
             all[0].add_mlp(run, mlp, &mut x, 2)?;
         }
 
-        let chunk = |index: usize| Chunk { table: &conditioning.norm_out, row: step, start: index * hidden };
-        let last = run.dev.prepare(
-            &x,
-            image,
-            Norm::Modulate { scale: chunk(0), shift: chunk(1) },
-            run.layer(&self.proj_out),
-        )?;
-        run.dev.linear(&last, run.layer(&self.proj_out), Activation::None)
+        let modulation = next(2);
+        let norm = Norm::Modulate { scale: modulation.chunk(0), shift: modulation.chunk(1) };
+        let last = run.dev.prepare(&x, image, norm, run.layer(&self.proj_out))?;
+        run.dev.linear_into(&last, run.layer(&self.proj_out), velocity, 0)
     }
 
     /// Joint attention of all streams: `[rows, hidden]`.
@@ -234,7 +273,7 @@ impl<D: Device> Flux<D> {
         streams: &[Rows<'_, D>],
         sequence: &Sequence<D>,
     ) -> Result<D::Tensor> {
-        let mut qkv = run.dev.zeros(sequence.text_rows + sequence.image_rows, 3 * self.config.hidden())?;
+        let mut qkv = run.dev.empty(sequence.text_rows + sequence.image_rows, 3 * self.config.hidden())?;
         for stream in streams {
             stream.qkv(run, x, &sequence.rope, &mut qkv)?;
         }
@@ -305,25 +344,34 @@ impl<D: Device> Block<D> {
     }
 }
 
+/// Modulation chunks of a stream of a double block: shift, scale, gate of attention and then of the MLP.
+const STREAM_CHUNKS: usize = 6;
+/// Modulation chunks of a single block: one shift, scale and gate for both.
+const SINGLE_CHUNKS: usize = 3;
+
+/// A block's part of a row of the modulation table.
+struct Modulation<'a, D: Device> {
+    row: &'a D::Tensor,
+    start: usize,
+    hidden: usize,
+}
+
+impl<'a, D: Device> Modulation<'a, D> {
+    fn chunk(&self, index: usize) -> Chunk<'a, D> {
+        Chunk { table: self.row, row: 0, start: self.start + index * self.hidden }
+    }
+}
+
 /// A block's weights applied to some rows of the sequence at one step.
-///
-/// Modulation chunks: a stream of a double block has shift, scale, gate of attention and then of the
-/// MLP (0..6); a single block has one shift, scale and gate for both (0..3).
 struct Rows<'a, D: Device> {
     block: &'a Block<D>,
-    table: &'a D::Tensor,
-    step: usize,
-    hidden: usize,
+    modulation: Modulation<'a, D>,
     rows: Range<usize>,
 }
 
 impl<D: Device> Rows<'_, D> {
-    fn chunk(&self, index: usize) -> Chunk<'_, D> {
-        Chunk { table: self.table, row: self.step, start: index * self.hidden }
-    }
-
     fn modulate(&self, [shift, scale]: [usize; 2]) -> Norm<'_, D> {
-        Norm::Modulate { scale: self.chunk(scale), shift: self.chunk(shift) }
+        Norm::Modulate { scale: self.modulation.chunk(scale), shift: self.modulation.chunk(shift) }
     }
 
     fn qkv(&self, run: Run<'_, D>, x: &D::Tensor, rope: &D::Tensor, qkv: &mut D::Tensor) -> Result<()> {
@@ -336,7 +384,13 @@ impl<D: Device> Rows<'_, D> {
     /// `x += gate · out(attention)`
     fn add_attention(&self, run: Run<'_, D>, attention: &D::Tensor, x: &mut D::Tensor) -> Result<()> {
         let input = run.dev.prepare(attention, self.rows.clone(), Norm::None, run.layer(&self.block.out))?;
-        run.dev.linear_add(&input, run.layer(&self.block.out), Some(self.chunk(2)), x, self.rows.start)
+        run.dev.linear_add(
+            &input,
+            run.layer(&self.block.out),
+            Some(self.modulation.chunk(2)),
+            x,
+            self.rows.start,
+        )
     }
 
     /// The MLP up to the input of its second linear.
@@ -348,7 +402,13 @@ impl<D: Device> Rows<'_, D> {
 
     /// `x += gate · fc2(mlp)`
     fn add_mlp(&self, run: Run<'_, D>, mlp: D::Input, x: &mut D::Tensor, gate: usize) -> Result<()> {
-        run.dev.linear_add(&mlp, run.layer(&self.block.fc2), Some(self.chunk(gate)), x, self.rows.start)
+        run.dev.linear_add(
+            &mlp,
+            run.layer(&self.block.fc2),
+            Some(self.modulation.chunk(gate)),
+            x,
+            self.rows.start,
+        )
     }
 }
 

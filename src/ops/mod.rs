@@ -140,7 +140,7 @@ pub struct QkNormRope<'a, D: Device> {
     pub q: &'a D::Tensor,
     /// Weight of k's norm.
     pub k: &'a D::Tensor,
-    /// `[tokens, head_dim]`: `cos, sin` of pair `p` of token `m` at columns `2p, 2p+1`.
+    /// `[tokens, head_dim]`, of [`Device::upload_rope`]: `cos, sin` of pair `p` of token `m` at columns `2p, 2p+1`.
     pub rope: &'a D::Tensor,
 }
 
@@ -187,6 +187,10 @@ pub trait Device: Send + Sync + Sized {
     fn upload(&self, data: &[f32], cols: usize) -> Result<Self::Tensor>;
     /// A tensor of zeros.
     fn zeros(&self, rows: usize, cols: usize) -> Result<Self::Tensor>;
+    /// A tensor that is going to be written whole: its contents are anything.
+    fn empty(&self, rows: usize, cols: usize) -> Result<Self::Tensor>;
+    /// A rotary table for [`Device::linear_qkv`], `[data.len() / head_dim, head_dim]`.
+    fn upload_rope(&self, data: &[f32], head_dim: usize) -> Result<Self::Tensor>;
     /// The contents of `x` in row-major order.
     fn download(&self, x: &Self::Tensor) -> Result<Vec<f32>>;
 
@@ -212,6 +216,15 @@ pub trait Device: Send + Sync + Sized {
     /// with exact integer sums inside a block. Each update adds, to the outputs `n` that it covers,
     /// `Σ_r lora_i[m,r] · B_i[n,r] + strength_i · b_i[n]`; the weights stay as they are.
     fn linear(&self, x: &Self::Input, w: Layer<'_, Self>, act: Activation) -> Result<Self::Tensor>;
+
+    /// `into[m, column + n] = linear(x)[m,n]`; other columns stay as they are.
+    fn linear_into(
+        &self,
+        x: &Self::Input,
+        w: Layer<'_, Self>,
+        into: &mut Self::Tensor,
+        column: usize,
+    ) -> Result<()>;
 
     /// `y = act(linear(x)) ⊙ by` (T5's gated GELU).
     fn linear_mul(
@@ -280,6 +293,23 @@ pub trait Device: Send + Sync + Sized {
         w: &Self::Conv,
         add: Option<&Self::Tensor>,
     ) -> Result<Self::Tensor>;
+
+    /// `into[row + m] = from[rows][m]`
+    fn copy_rows(
+        &self,
+        from: &Self::Tensor,
+        rows: Range<usize>,
+        into: &mut Self::Tensor,
+        row: usize,
+    ) -> Result<()>;
+
+    /// Runs `step`, or, if it ran before with the same `key`, does what it asked for then: the same operations on the
+    /// same memory. A step keeps no tensor that it makes and asks for none of another shape or kind, and `key` holds all
+    /// that its operations depend on beside the contents of tensors: the [`Device::place`] of those that outlive it,
+    /// sizes, and what is attached.
+    fn repeat(&self, key: &[u64], step: &mut dyn FnMut() -> Result<()>) -> Result<()>;
+    /// Where `x` lies: no other tensor lies there at the same time.
+    fn place(&self, x: &Self::Tensor) -> u64;
 
     /// `latents += dt · velocity`
     fn euler_step(&self, latents: &mut Self::Tensor, velocity: &Self::Tensor, dt: f32) -> Result<()>;

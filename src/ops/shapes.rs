@@ -100,6 +100,14 @@ impl Device for Shapes {
         Ok(Shape { rows, cols })
     }
 
+    fn empty(&self, rows: usize, cols: usize) -> Result<Shape> {
+        self.zeros(rows, cols)
+    }
+
+    fn upload_rope(&self, data: &[f32], head_dim: usize) -> Result<Shape> {
+        self.upload(data, head_dim)
+    }
+
     fn download(&self, x: &Shape) -> Result<Vec<f32>> {
         Ok(vec![0.0; x.rows * x.cols])
     }
@@ -121,6 +129,11 @@ impl Device for Shapes {
     fn linear(&self, x: &Shape, w: Layer<'_, Self>, _: Activation) -> Result<Shape> {
         assert_eq!(x.cols, w.weights.k);
         self.zeros(x.rows, w.weights.n)
+    }
+
+    fn linear_into(&self, x: &Shape, w: Layer<'_, Self>, into: &mut Shape, column: usize) -> Result<()> {
+        assert!(x.rows == into.rows && column + w.weights.n <= into.cols);
+        self.linear(x, w, Activation::None).map(drop)
     }
 
     fn linear_mul(&self, x: &Shape, w: Layer<'_, Self>, act: Activation, by: &Shape) -> Result<Shape> {
@@ -193,6 +206,20 @@ impl Device for Shapes {
             add.assert(y.rows, y.cols);
         }
         Ok(y)
+    }
+
+    fn copy_rows(&self, from: &Shape, rows: Range<usize>, into: &mut Shape, row: usize) -> Result<()> {
+        assert_eq!(from.cols, into.cols);
+        assert!(rows.end <= from.rows && row + rows.len() <= into.rows);
+        Ok(())
+    }
+
+    fn repeat(&self, _: &[u64], step: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        step()
+    }
+
+    fn place(&self, x: &Shape) -> u64 {
+        std::ptr::from_ref(x) as u64
     }
 
     fn euler_step(&self, latents: &mut Shape, velocity: &Shape, _: f32) -> Result<()> {

@@ -267,7 +267,7 @@ impl<D: Device> Networks<D> {
         let &Job { request: &Request { steps, guidance, seed, .. }, ref schedule, latent_size, .. } = job;
         // In f32 on every device, so that all make the same picture.
         let timesteps: Vec<f32> = (0..steps).map(|step| schedule.timestep(step, |value| value)).collect();
-        let conditioning = self.flux.condition(run, &timesteps, guidance, pooled)?;
+        let mut conditioning = self.flux.condition(run, &timesteps, guidance, pooled)?;
         let grid = latent_size.map(|side| side / 2);
         let sequence = self.flux.sequence(run, &text, job.t5_ids.len(), grid)?;
         drop(text);
@@ -275,9 +275,10 @@ impl<D: Device> Networks<D> {
         let channels = self.vae.latent_channels();
         let noise = randn(seed, channels * latent_size[0] * latent_size[1]);
         let mut latents = run.dev.upload(&latents::pack(&noise, channels, latent_size), 4 * channels)?;
+        let mut velocity = run.dev.empty(grid[0] * grid[1], 4 * channels)?;
         for step in 0..steps {
             report(progress, Progress::Denoise { step, steps })?;
-            let velocity = self.flux.velocity(run, &latents, &sequence, &conditioning, step)?;
+            self.flux.velocity(run, &latents, &sequence, &mut conditioning, step, &mut velocity)?;
             run.dev.euler_step(&mut latents, &velocity, schedule.dt(step))?;
         }
         Ok(latents::unpack(&run.dev.download(&latents)?, channels, latent_size))

@@ -22,9 +22,11 @@ enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DE
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static long allocations, live_allocations, live_bytes;
-static _Atomic long launches, contexts, streams, modules, pushed, wrong;
+static _Atomic long launches, contexts, streams, modules, pushed, wrong, recordings, replays, graphs;
 static __thread void *stack[8];
 static __thread int depth;
+/* The thread records: what has to happen at once cannot. */
+static __thread int recording;
 static int lost[8];
 
 static long setting(const char *name, long otherwise) {
@@ -90,16 +92,44 @@ R cuCtxGetStreamPriorityRange(int *least, int *greatest) {
     return *least = 0, *greatest = -5, OK;
 }
 
-R cuStreamCreateWithPriority(void **stream, unsigned flags, int priority) {
+/* A stream records, or does what it is asked for at once; a graph holds the launches that were recorded. */
+typedef struct { int records; long launches; } Stream;
+R cuStreamCreateWithPriority(Stream **stream, unsigned flags, int priority) {
     ENTER();
     if (flags != 1 || priority != 0) return refuse(INVALID_VALUE);
-    return (void)streams++, *stream = malloc(1), OK;
+    return (void)streams++, *stream = calloc(1, sizeof(Stream)), OK;
 }
-R cuStreamDestroy_v2(void *stream) { return free(stream), (void)streams--, OK; }
-R cuStreamSynchronize(void *stream) {
+R cuStreamDestroy_v2(Stream *stream) { return free(stream), (void)streams--, OK; }
+R cuStreamSynchronize(Stream *stream) {
     ENTER();
-    return stream ? OK : refuse(INVALID_HANDLE);
+    return stream && !recording ? OK : refuse(INVALID_HANDLE);
 }
+R cuStreamBeginCapture_v2(Stream *stream, int mode) {
+    ENTER();
+    if (!stream || stream->records || recording || mode != 1) return refuse(INVALID_VALUE);
+    stream->records = recording = 1;
+    return (void)recordings++, OK;
+}
+R cuStreamEndCapture(Stream *stream, long **graph) {
+    ENTER();
+    if (!stream || !stream->records || !recording) return refuse(INVALID_VALUE);
+    stream->records = recording = 0;
+    *graph = malloc(sizeof(long));
+    return (void)graphs++, **graph = stream->launches, OK;
+}
+R cuGraphInstantiateWithFlags(long **executable, long *graph, uint64_t flags) {
+    ENTER();
+    if (!graph || flags) return refuse(INVALID_VALUE);
+    *executable = malloc(sizeof(long));
+    return (void)graphs++, **executable = *graph, OK;
+}
+R cuGraphLaunch(long *executable, Stream *stream) {
+    ENTER();
+    if (!executable || !stream || stream->records || recording) return refuse(INVALID_VALUE);
+    return (void)replays++, (void)(launches += *executable), OK;
+}
+R cuGraphExecDestroy(long *executable) { return free(executable), (void)graphs--, OK; }
+R cuGraphDestroy(long *graph) { return free(graph), (void)graphs--, OK; }
 
 /* Every allocation, to check copies against. */
 static struct { P at; size_t bytes; } blocks[4096];
@@ -118,6 +148,7 @@ R cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
 }
 R cuMemAlloc_v2(P *at, size_t bytes) {
     ENTER();
+    if (recording) return refuse(INVALID_VALUE);
     pthread_mutex_lock(&lock);
     int i = 0;
     while (blocks[i].at) i++;
@@ -147,12 +178,12 @@ R cuMemFree_v2(P at) {
 }
 R cuMemcpyHtoDAsync_v2(P to, const void *from, size_t bytes, void *stream) {
     ENTER();
-    if (!stream || inside(to, bytes)) return refuse(INVALID_VALUE);
+    if (!stream || recording || inside(to, bytes)) return refuse(INVALID_VALUE);
     return memcpy((void *)(uintptr_t)to, from, bytes), OK;
 }
 R cuMemcpyDtoHAsync_v2(void *to, P from, size_t bytes, void *stream) {
     ENTER();
-    if (!stream || inside(from, bytes)) return refuse(INVALID_VALUE);
+    if (!stream || recording || inside(from, bytes)) return refuse(INVALID_VALUE);
     return memcpy(to, (void *)(uintptr_t)from, bytes), OK;
 }
 R cuMemsetD8Async(P at, unsigned char value, size_t bytes, void *stream) {
@@ -178,10 +209,11 @@ R cuFuncSetAttribute(void *function, int attribute, int value) {
     return function && attribute == 8 && value >= 0 && value <= 232448 ? OK : refuse(INVALID_VALUE);
 }
 R cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                 unsigned shared, void *stream, void **params, void **extra) {
+                 unsigned shared, Stream *stream, void **params, void **extra) {
     ENTER();
     if (!function || !stream || !params || extra || shared > 232448) return refuse(INVALID_VALUE);
     if (!gx || !gy || !gz || gy > 65535 || gz > 65535 || bx * by * bz == 0 || bx * by * bz > 1024) return refuse(INVALID_VALUE);
+    if (stream->records) return (void)stream->launches++, OK;
     if (++launches == setting("FAKE_LOST_AT", 0)) lost[current()] = 1;
     return OK;
 }
@@ -199,7 +231,7 @@ __attribute__((destructor)) static void report(void) {
     const char *path = getenv("FAKE_REPORT");
     FILE *file = path ? fopen(path, "w") : NULL;
     if (!file) return;
-    fprintf(file, "allocations %ld\nlaunches %ld\nlive_allocations %ld\nlive_bytes %ld\ncontexts %ld\nstreams %ld\nmodules %ld\npushed %ld\nwrong %ld\n",
-            allocations, launches, live_allocations, live_bytes, contexts, streams, modules, pushed, wrong);
+    fprintf(file, "allocations %ld\nlaunches %ld\nlive_allocations %ld\nlive_bytes %ld\ncontexts %ld\nstreams %ld\nmodules %ld\npushed %ld\nwrong %ld\nrecordings %ld\nreplays %ld\ngraphs %ld\n",
+            allocations, launches, live_allocations, live_bytes, contexts, streams, modules, pushed, wrong, recordings, replays, graphs);
     fclose(file);
 }

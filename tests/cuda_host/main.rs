@@ -141,7 +141,9 @@ fn reported(name: &str, run: impl FnOnce((&str, &str)) -> Output) -> (Output, Ha
 /// Nothing is left on the GPU, and nothing was asked of the driver that it would have refused.
 #[track_caller]
 fn nothing_left(counts: &HashMap<String, i64>) {
-    for name in ["live_allocations", "live_bytes", "contexts", "streams", "modules", "pushed", "wrong"] {
+    let all =
+        ["live_allocations", "live_bytes", "contexts", "streams", "modules", "graphs", "pushed", "wrong"];
+    for name in all {
         assert_eq!(counts[name], 0, "{name}: {counts:?}");
     }
 }
@@ -153,6 +155,17 @@ fn an_image_leaves_nothing_behind() {
     succeeds(&output);
     nothing_left(&counts);
     assert!(counts["launches"] > 100, "{counts:?}");
+}
+
+/// Of three images of four steps, one step runs as it is and one is recorded; the later images record nothing.
+#[test]
+#[cfg_attr(not(svdq_kernels), ignore = "this build has no GPU kernels")]
+fn a_step_is_recorded_once() {
+    let args = ["bench", "--runs", "2", "--size", "32x32", "--steps", "4", "--device", "cuda"];
+    let (output, counts) = reported("recorded", |report| svdq(&args, &FAKE, &[report]));
+    succeeds(&output);
+    nothing_left(&counts);
+    assert_eq!([counts["recordings"], counts["replays"]], [1, 3 * 4 - 1], "{counts:?}");
 }
 
 #[test]

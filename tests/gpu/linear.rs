@@ -132,6 +132,38 @@ pub(crate) fn awq(devices: &Devices) {
     }
 }
 
+/// Several linears side by side in one tensor.
+struct ColumnsCase {
+    linears: [Dense; 3],
+    x: Vec<f32>,
+}
+
+impl Case for ColumnsCase {
+    fn run<D: Device>(&self, dev: &D) -> Vec<f32> {
+        let cols: usize = self.linears.iter().map(|linear| linear.n).sum();
+        let rows = self.x.len() / self.linears[0].k;
+        let (mut into, mut column) = (dev.zeros(rows, cols + 3).unwrap(), 1);
+        for linear in &self.linears {
+            let w = linear.load(dev);
+            let x = computed(dev, &self.x, linear.k);
+            let input = dev.prepare(&x, 0..rows, Norm::None, Layer::plain(&w)).unwrap();
+            dev.linear_into(&input, Layer::plain(&w), &mut into, column).unwrap();
+            column += linear.n;
+        }
+        dev.download(&into).unwrap()
+    }
+}
+
+pub(crate) fn columns(devices: &Devices) {
+    let mut random = Random(14);
+    for (m, k) in [(1, 64), (37, 72)] {
+        let linears = [64, 130, 7].map(|n| Dense::new(&mut random, n, k));
+        let case = ColumnsCase { linears, x: random.activations(m, k) };
+        // bf16 results.
+        devices.compare(&format!("columns of {m} x {k}"), 4e-3, &case);
+    }
+}
+
 /// A 4-bit linear in Nunchaku's packing.
 struct Svdq {
     n: usize,
@@ -289,7 +321,7 @@ impl<W: Load> Case for QkvCase<W> {
         let input =
             dev.prepare(&computed(dev, &self.x, self.k), 0..rows, Norm::None, Layer::plain(&w)).unwrap();
         let [q, k] = self.norms.each_ref().map(|norm| dev.upload(norm, self.dim).unwrap());
-        let rope = dev.upload(&self.rope, self.dim).unwrap();
+        let rope = dev.upload_rope(&self.rope, self.dim).unwrap();
         let mut into = dev.zeros(rows + 3, self.w.columns()).unwrap();
         dev.linear_qkv(&input, Layer::plain(&w), QkNormRope { q: &q, k: &k, rope: &rope }, &mut into, 3)
             .unwrap();

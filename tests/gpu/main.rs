@@ -25,6 +25,7 @@ const TESTS: &[(&str, Test)] = &[
     ("attention", rows::attention),
     ("dense_linears", linear::dense),
     ("awq_linears", linear::awq),
+    ("columns", linear::columns),
     ("folded_codes", linear::folded_codes),
     ("svdq_linears", linear::svdq),
     ("svdq_qkv", linear::svdq_qkv),

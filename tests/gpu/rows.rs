@@ -10,6 +10,10 @@ pub(crate) fn tensors(devices: &Devices) {
     // Uploads lose nothing; results are bf16.
     assert_eq!(cuda.download(&cuda.upload(&data, 7).unwrap()).unwrap(), data);
     assert_eq!(cuda.download(&cuda.zeros(5, 9).unwrap()).unwrap(), [0.0; 45]);
+    let mut copy = cuda.zeros(9, 7).unwrap();
+    cuda.copy_rows(&computed(cuda, &[2.0; 35], 7), 1..4, &mut copy, 2).unwrap();
+    let copied = |row| if (2..5).contains(&row) { 2.0 } else { 0.0 };
+    assert_eq!(cuda.download(&copy).unwrap(), (0..63).map(|i| copied(i / 7)).collect::<Vec<f32>>());
     let rounded: Vec<f32> = data.iter().map(|&v| crate::support::bf16(v)).collect();
     assert_eq!(cuda.download(&computed(cuda, &data, 7)).unwrap(), rounded);
 }

@@ -102,6 +102,14 @@ impl Device for Cpu {
         Tensor::zeros(rows, cols)
     }
 
+    fn empty(&self, rows: usize, cols: usize) -> Result<Tensor> {
+        Tensor::zeros(rows, cols)
+    }
+
+    fn upload_rope(&self, data: &[f32], head_dim: usize) -> Result<Tensor> {
+        self.upload(data, head_dim)
+    }
+
     fn download(&self, x: &Tensor) -> Result<Vec<f32>> {
         Ok(x.data.clone())
     }
@@ -121,6 +129,16 @@ impl Device for Cpu {
 
     fn linear(&self, x: &Input, w: Layer<'_, Self>, act: Activation) -> Result<Tensor> {
         self.apply(x, w, act, Target::Store)
+    }
+
+    fn linear_into(&self, x: &Input, w: Layer<'_, Self>, into: &mut Tensor, column: usize) -> Result<()> {
+        let (n, cols) = (w.weights.n, into.cols);
+        assert!(x.rows == into.rows() && column + n <= cols, "a result that does not fit into its columns");
+        let y = self.apply(x, w, Activation::None, Target::Store)?;
+        for (to, from) in into.data.chunks_exact_mut(cols).zip(y.data.chunks_exact(n)) {
+            to[column..][..n].copy_from_slice(from);
+        }
+        Ok(())
     }
 
     fn linear_mul(&self, x: &Input, w: Layer<'_, Self>, act: Activation, by: &Tensor) -> Result<Tensor> {
@@ -203,6 +221,22 @@ impl Device for Cpu {
 
     fn conv(&self, x: &Tensor, size: [usize; 2], w: &Conv, add: Option<&Tensor>) -> Result<Tensor> {
         w.apply(self.on(), x, size, add)
+    }
+
+    fn copy_rows(&self, from: &Tensor, rows: Range<usize>, into: &mut Tensor, row: usize) -> Result<()> {
+        let cols = from.cols;
+        assert_eq!(cols, into.cols, "rows of another length than those that they replace");
+        let from = &from.data[rows.start * cols..rows.end * cols];
+        into.data[row * cols..][..from.len()].copy_from_slice(from);
+        Ok(())
+    }
+
+    fn repeat(&self, _: &[u64], step: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        step()
+    }
+
+    fn place(&self, x: &Tensor) -> u64 {
+        x.data.as_ptr() as u64
     }
 
     fn euler_step(&self, latents: &mut Tensor, velocity: &Tensor, dt: f32) -> Result<()> {

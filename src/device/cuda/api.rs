@@ -8,10 +8,10 @@ use std::ffi::{CStr, c_char, c_void};
 use cudarc::driver::sys;
 pub(super) use sys::{
     CUcontext, CUdevice, CUdevice_attribute_enum as Attribute, CUdeviceptr, CUfunction,
-    CUfunction_attribute_enum as FunctionAttribute, CUmodule, CUstream, CUtensorMap,
-    CUtensorMapDataType_enum as TensorMapType, CUtensorMapFloatOOBfill_enum as Fill,
-    CUtensorMapInterleave_enum as Interleave, CUtensorMapL2promotion_enum as Promotion,
-    CUtensorMapSwizzle_enum as Swizzle, CUuuid,
+    CUfunction_attribute_enum as FunctionAttribute, CUgraph, CUgraphExec, CUmodule, CUstream,
+    CUstreamCaptureMode_enum as CaptureMode, CUtensorMap, CUtensorMapDataType_enum as TensorMapType,
+    CUtensorMapFloatOOBfill_enum as Fill, CUtensorMapInterleave_enum as Interleave,
+    CUtensorMapL2promotion_enum as Promotion, CUtensorMapSwizzle_enum as Swizzle, CUuuid,
 };
 
 use crate::{Error, Result};
@@ -96,6 +96,12 @@ functions! {
     cuStreamCreateWithPriority(stream: *mut CUstream, flags: u32, priority: i32);
     cuStreamDestroy_v2(stream: CUstream);
     cuStreamSynchronize(stream: CUstream);
+    cuStreamBeginCapture_v2(stream: CUstream, mode: CaptureMode);
+    cuStreamEndCapture(stream: CUstream, graph: *mut CUgraph);
+    cuGraphInstantiateWithFlags(executable: *mut CUgraphExec, graph: CUgraph, flags: u64);
+    cuGraphLaunch(executable: CUgraphExec, stream: CUstream);
+    cuGraphExecDestroy(executable: CUgraphExec);
+    cuGraphDestroy(graph: CUgraph);
     cuMemGetInfo_v2(free: *mut usize, total: *mut usize);
     cuMemAlloc_v2(pointer: *mut CUdeviceptr, bytes: usize);
     cuMemFree_v2(pointer: CUdeviceptr);

@@ -5,10 +5,12 @@
 use std::ffi::CStr;
 use std::marker::PhantomData;
 use std::ptr::null_mut;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::ThreadId;
 
-use super::api::{Api, Attribute, CUcontext, CUdevice, CUstream, CUuuid, Code, Status};
+use super::api::{Api, Attribute, CUcontext, CUdevice, CUstream, CUuuid, CaptureMode, Code, Status};
+use super::graph::Recorded;
 use crate::{Error, Result};
 
 /// A GPU that the NVIDIA driver offers.
@@ -92,6 +94,9 @@ fn failed(api: &Api, what: &str, code: Code) -> Error {
     }
 }
 
+/// CU_STREAM_NON_BLOCKING: does not wait for the program's default stream.
+const NON_BLOCKING: u32 = 1;
+
 /// A GPU's primary context, which the whole process shares, and a stream of our own in it with the lowest
 /// priority: graphics and the program's other work go first.
 pub(super) struct Context {
@@ -99,7 +104,11 @@ pub(super) struct Context {
     pub(super) info: DeviceInfo,
     /// Streaming multiprocessors.
     pub(super) multiprocessors: u32,
-    pub(super) stream: CUstream,
+    stream: CUstream,
+    /// The thread that records, if any, and the stream from which it does.
+    recording: Mutex<Option<(ThreadId, CUstream)>>,
+    /// Held by who records.
+    recorder: Mutex<()>,
     device: CUdevice,
     context: CUcontext,
     /// Why the context is of no use any more.
@@ -149,6 +158,8 @@ impl Context {
             info,
             multiprocessors: 0,
             stream: null_mut(),
+            recording: Mutex::default(),
+            recorder: Mutex::default(),
             device,
             context: null_mut(),
             lost: OnceLock::new(),
@@ -168,8 +179,6 @@ impl Context {
                 let _current = context.enter()?;
                 let code = api.cuCtxGetStreamPriorityRange(&mut least, &mut greatest);
                 context.check("cuCtxGetStreamPriorityRange", code)?;
-                /// CU_STREAM_NON_BLOCKING: does not wait for the program's default stream.
-                const NON_BLOCKING: u32 = 1;
                 let code = api.cuStreamCreateWithPriority(&mut stream, NON_BLOCKING, least);
                 context.check("cuStreamCreate", code)?;
             }
@@ -186,6 +195,8 @@ impl Context {
             info: self.info.clone(),
             multiprocessors: self.multiprocessors,
             stream: null_mut(),
+            recording: Mutex::default(),
+            recorder: Mutex::default(),
             device: self.device,
             context: null_mut(),
             lost: OnceLock::new(),
@@ -229,11 +240,36 @@ impl Context {
         Ok([free as u64, total as u64])
     }
 
+    /// The stream to which the calling thread's work goes.
+    pub(super) fn stream(&self) -> CUstream {
+        match *lock(&self.recording) {
+            Some((thread, stream)) if thread == std::thread::current().id() => stream,
+            _ => self.stream,
+        }
+    }
+
+    /// Until the recording ends, what this thread asks of the GPU is written down instead of done. Other threads work on.
+    pub(super) fn record(&self) -> Result<Recording<'_>> {
+        let turn = lock(&self.recorder);
+        let _current = self.enter()?;
+        let mut stream = null_mut();
+        // SAFETY: `stream` lives; `Recording` destroys the stream.
+        unsafe {
+            let code = self.api.cuStreamCreateWithPriority(&mut stream, NON_BLOCKING, 0);
+            self.check("cuStreamCreate", code)?;
+            let recording = Recording { context: self, stream, _turn: turn };
+            let mode = CaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+            self.check("cuStreamBeginCapture", self.api.cuStreamBeginCapture_v2(stream, mode))?;
+            *lock(&self.recording) = Some((std::thread::current().id(), stream));
+            Ok(recording)
+        }
+    }
+
     /// Waits until everything that was asked of the GPU is done.
     pub(super) fn synchronize(&self) -> Result<()> {
         let _current = self.enter()?;
         // SAFETY: the stream is ours.
-        self.check("cuStreamSynchronize", unsafe { self.api.cuStreamSynchronize(self.stream) })
+        self.check("cuStreamSynchronize", unsafe { self.api.cuStreamSynchronize(self.stream()) })
     }
 }
 
@@ -250,6 +286,39 @@ impl Drop for Context {
             }
             let _ = self.api.cuDevicePrimaryCtxRelease_v2(self.device);
         }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// While it lives, the work of the thread that made it is recorded.
+pub(super) struct Recording<'a> {
+    context: &'a Context,
+    stream: CUstream,
+    _turn: MutexGuard<'a, ()>,
+}
+
+impl<'a> Recording<'a> {
+    /// Ends it.
+    pub(super) fn end(self) -> Result<Recorded<'a>> {
+        let context = self.context;
+        let _current = context.enter()?;
+        let mut graph = null_mut();
+        // SAFETY: the stream is ours, and this is the thread that began.
+        let code = unsafe { context.api.cuStreamEndCapture(self.stream, &mut graph) };
+        context.check("cuStreamEndCapture", code)?;
+        Ok(Recorded { context, graph })
+    }
+}
+
+impl Drop for Recording<'_> {
+    fn drop(&mut self) {
+        *lock(&self.context.recording) = None;
+        let _current = self.context.enter();
+        // SAFETY: the stream is ours; a capture that was not ended is over with it.
+        let _ = unsafe { self.context.api.cuStreamDestroy_v2(self.stream) };
     }
 }
 

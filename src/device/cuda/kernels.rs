@@ -115,7 +115,7 @@ impl Kernel {
             return Ok(());
         }
         let _current = context.enter()?;
-        let (arguments, stream) = (arguments.as_mut_ptr().cast(), context.stream);
+        let (arguments, stream) = (arguments.as_mut_ptr().cast(), context.stream());
         // SAFETY: the caller's; the driver copies the arguments before it returns.
         let code = unsafe {
             context.api.cuLaunchKernel(

@@ -38,6 +38,8 @@ enum Rows {
 #[derive(Clone, Copy)]
 pub(super) enum Target {
     Store(Elements),
+    /// Stored in rows of so many elements.
+    Columns(Elements, usize),
     /// Stored after multiplication with a bf16 tensor.
     Mul(Elements, u64),
     /// Added after multiplication with a bf16 vector, if any.
@@ -50,6 +52,7 @@ impl Target {
         let store = |out| Output::store(out, n, bias, act);
         match self {
             Target::Store(out) => store(out),
+            Target::Columns(out, cols) => Output { pitch: cols as i32, ..store(out) },
             Target::Mul(out, by) => Output { by, ..store(out) },
             Target::Add(out, gate) => Output { add: out, gate, ..store(out) },
         }

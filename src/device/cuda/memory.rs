@@ -4,6 +4,7 @@
 
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
 
 use super::api::{CUdeviceptr, Code};
 use super::driver::Context;
@@ -23,7 +24,30 @@ pub(super) struct Pool {
     chunk_bytes: usize,
     /// What the error says that memory was for.
     purpose: &'static str,
-    chunks: Mutex<Vec<Chunk>>,
+    state: Mutex<Chunks>,
+}
+
+/// What a pool has.
+#[derive(Default)]
+struct Chunks {
+    chunks: Vec<Chunk>,
+    /// Ranges that were taken or given back.
+    changes: u64,
+    /// The thread that watches, if any, and whether another one took or gave back ranges since it began.
+    watch: Option<(ThreadId, bool)>,
+}
+
+impl Chunks {
+    fn gaps(&self) -> impl Iterator<Item = &Gap> {
+        self.chunks.iter().flat_map(|chunk| &chunk.gaps)
+    }
+
+    fn change(&mut self) {
+        self.changes += 1;
+        if let Some((thread, disturbed)) = &mut self.watch {
+            *disturbed |= *thread != std::thread::current().id();
+        }
+    }
 }
 
 /// Where the memory of an idle context begins, and how much of it there is: more than any GPU has.
@@ -31,26 +55,26 @@ const IDLE: (CUdeviceptr, usize) = (1 << 40, 1 << 46);
 
 impl Pool {
     pub(super) fn new(context: Arc<Context>, chunk_bytes: usize, purpose: &'static str) -> Arc<Self> {
-        Arc::new(Pool { context, chunk_bytes, purpose, chunks: Mutex::default() })
+        Arc::new(Pool { context, chunk_bytes, purpose, state: Mutex::default() })
     }
 
     /// A pool of addresses behind which there is no memory, on an idle context. It finds out what
     /// [`Pool::reserve`] has to be asked for.
     pub(super) fn idle(context: Arc<Context>) -> Arc<Self> {
         let pool = Pool::new(context, 0, "");
-        pool.lock().push(Chunk::new(&pool.context, IDLE.0, IDLE.1));
+        pool.lock().chunks.push(Chunk::new(&pool.context, IDLE.0, IDLE.1));
         pool
     }
 
     /// The bytes from the beginning of the first chunk up to the end of the last range that was ever taken from it:
     /// a chunk of this size has room for all of them.
     pub(super) fn used(&self) -> usize {
-        self.lock().first().map_or(0, |chunk| chunk.used)
+        self.lock().chunks.first().map_or(0, |chunk| chunk.used)
     }
 
     /// Bytes of all chunks.
     pub(super) fn bytes(&self) -> usize {
-        self.lock().iter().map(|chunk| chunk.len).sum()
+        self.lock().chunks.iter().map(|chunk| chunk.len).sum()
     }
 
     /// Makes sure that the first chunk has `bytes` in one piece. If it has not, chunks that nobody uses are given back
@@ -59,7 +83,7 @@ impl Pool {
     /// # Errors
     /// [`Error::OutOfDeviceMemory`].
     pub(super) fn reserve(&self, bytes: usize) -> Result<()> {
-        let mut chunks = self.lock();
+        let chunks = &mut self.lock().chunks;
         let enough = |chunk: &Chunk| chunk.gaps.iter().any(|gap| gap.len >= bytes);
         if bytes == 0 || chunks.first().is_some_and(enough) {
             return Ok(());
@@ -75,7 +99,8 @@ impl Pool {
     /// [`Error::OutOfDeviceMemory`]; the pool stays as it is.
     pub(super) fn take(self: &Arc<Self>, bytes: usize) -> Result<Range> {
         let len = bytes.max(1).next_multiple_of(ALIGNMENT);
-        let mut chunks = self.lock();
+        let mut state = self.lock();
+        let chunks = &mut state.chunks;
         let at = match chunks.iter_mut().find_map(|chunk| chunk.take(len)) {
             Some(at) => at,
             None => {
@@ -85,11 +110,43 @@ impl Pool {
                 at
             }
         };
+        state.change();
         Ok(Range { pool: self.clone(), at, len, bytes })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Chunk>> {
-        self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
+    /// How many ranges were ever taken or given back: as long as it is the same, all ranges are what they were.
+    pub(super) fn changes(&self) -> u64 {
+        self.lock().changes
+    }
+
+    /// All that is free: who finds the same gaps and asks for the same ranges gets the same addresses.
+    pub(super) fn gaps(&self) -> Vec<Gap> {
+        self.lock().gaps().copied().collect()
+    }
+
+    /// Calls `launch` if exactly these gaps are free. What it asks of the GPU comes before the work of whoever takes
+    /// a range afterwards. Returns whether it was called.
+    pub(super) fn while_free(&self, gaps: &[Gap], launch: impl FnOnce() -> Result<()>) -> Result<bool> {
+        let state = self.lock();
+        let same = state.gaps().eq(gaps);
+        if same {
+            launch()?;
+        }
+        Ok(same)
+    }
+
+    /// From now on notes whether other threads take ranges or give them back. One thread watches at a time.
+    pub(super) fn watch(&self) {
+        self.lock().watch = Some((std::thread::current().id(), false));
+    }
+
+    /// Whether no other thread did.
+    pub(super) fn end_watch(&self) -> bool {
+        self.lock().watch.take().is_some_and(|(_, disturbed)| !disturbed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Chunks> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -104,8 +161,9 @@ struct Chunk {
     gaps: Vec<Gap>,
 }
 
-#[derive(Clone, Copy)]
-struct Gap {
+/// Free bytes in a row.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) struct Gap {
     at: CUdeviceptr,
     len: usize,
 }
@@ -198,8 +256,9 @@ impl Range {
         let _current = context.enter()?;
         let from = data.as_ptr().cast::<c_void>();
         // SAFETY: both sides have as many bytes; the driver has read ordinary memory when the call returns.
-        let code =
-            unsafe { context.api.cuMemcpyHtoDAsync_v2(self.at + start as u64, from, bytes, context.stream) };
+        let code = unsafe {
+            context.api.cuMemcpyHtoDAsync_v2(self.at + start as u64, from, bytes, context.stream())
+        };
         context.check("cuMemcpyHtoD", code)
     }
 
@@ -208,7 +267,7 @@ impl Range {
         let context = &self.pool.context;
         let _current = context.enter()?;
         // SAFETY: the range is ours.
-        let code = unsafe { context.api.cuMemsetD8Async(self.at, 0, self.bytes, context.stream) };
+        let code = unsafe { context.api.cuMemsetD8Async(self.at, 0, self.bytes, context.stream()) };
         context.check("cuMemsetD8", code)
     }
 
@@ -222,7 +281,7 @@ impl Range {
             let _current = context.enter()?;
             let to = data.as_mut_ptr().cast::<c_void>();
             // SAFETY: both sides have as many bytes, and any bits are a number; `data` outlives the copy.
-            let code = unsafe { context.api.cuMemcpyDtoHAsync_v2(to, self.at, bytes, context.stream) };
+            let code = unsafe { context.api.cuMemcpyDtoHAsync_v2(to, self.at, bytes, context.stream()) };
             context.check("cuMemcpyDtoH", code)?;
         }
         context.synchronize()?;
@@ -232,7 +291,9 @@ impl Range {
 
 impl Drop for Range {
     fn drop(&mut self) {
-        let mut chunks = self.pool.lock();
+        let mut state = self.pool.lock();
+        state.change();
+        let chunks = &mut state.chunks;
         let holds = |chunk: &&mut Chunk| (chunk.base..chunk.base + chunk.len as u64).contains(&self.at);
         if let Some(chunk) = chunks.iter_mut().find(holds) {
             chunk.give_back(self.at, self.len);

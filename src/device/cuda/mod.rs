@@ -7,6 +7,7 @@ mod api;
 mod dense;
 mod driver;
 mod generic;
+mod graph;
 mod hopper;
 mod kernels;
 mod linear;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use driver::Context;
 pub use driver::{DeviceInfo, devices};
 use generic::{ConvParams, GroupNormParams, LinearParams, MaskedAttentionParams, NormParams, Output};
+use graph::Graphs;
 use linear::{Bf16, Target};
 pub use linear::{Input, Linear};
 use memory::{Pool, Range};
@@ -124,6 +126,7 @@ pub struct Cuda {
     gpu: Arc<Opened>,
     weights: Arc<Pool>,
     temporaries: Arc<Pool>,
+    graphs: Graphs,
 }
 
 /// A low-rank update: this version has no kernels for them, so there is none.
@@ -156,14 +159,19 @@ impl Cuda {
         }
         let pool = |chunk_bytes, purpose| Pool::new(gpu.0.context.clone(), chunk_bytes, purpose);
         let (weights, temporaries) = (pool(WEIGHT_CHUNK, "weights"), pool(TEMPORARY_CHUNK, "temporaries"));
-        Ok(Cuda { gpu: gpu.0, weights, temporaries })
+        Ok(Self::with(gpu.0, weights, temporaries))
     }
 
     /// A device like this one that computes nothing and counts the memory that it would need.
     fn idle(&self) -> Result<Self> {
         let gpu = Arc::new(Opened::new(self.gpu.context.idle())?);
         let [weights, temporaries] = [(); 2].map(|()| Pool::idle(gpu.context.clone()));
-        Ok(Cuda { gpu, weights, temporaries })
+        Ok(Self::with(gpu, weights, temporaries))
+    }
+
+    fn with(gpu: Arc<Opened>, weights: Arc<Pool>, temporaries: Arc<Pool>) -> Self {
+        let graphs = Graphs::new(&gpu.context, &temporaries, &weights);
+        Cuda { gpu, weights, temporaries, graphs }
     }
 
     /// Bytes of weights and of temporaries on the GPU.
@@ -291,6 +299,18 @@ impl Device for Cuda {
         Ok(tensor)
     }
 
+    fn empty(&self, rows: usize, cols: usize) -> Result<Tensor> {
+        self.tensor(rows, cols)
+    }
+
+    fn upload_rope(&self, data: &[f32], head_dim: usize) -> Result<Tensor> {
+        let mut rope = self.upload(data, head_dim)?;
+        let pairs = self.temporary(data.len() * 2)?;
+        self.gpu.generic.rope_pairs(rope.data.at(), pairs.at(), data.len())?;
+        rope.pairs = Some(pairs);
+        Ok(rope)
+    }
+
     fn download(&self, x: &Tensor) -> Result<Vec<f32>> {
         let count = x.rows * x.cols;
         if x.f32 {
@@ -336,6 +356,13 @@ impl Device for Cuda {
         Ok(y)
     }
 
+    fn linear_into(&self, x: &Input, w: Layer<'_, Self>, into: &mut Tensor, column: usize) -> Result<()> {
+        let w = w.weights;
+        let fits = x.rows == into.rows && column + w.n <= into.cols;
+        assert!(fits, "a result that does not fit into its columns");
+        self.apply(x, w, Activation::None, Target::Columns(into.at(0, column), into.cols))
+    }
+
     fn linear_mul(&self, x: &Input, w: Layer<'_, Self>, act: Activation, by: &Tensor) -> Result<Tensor> {
         let w = w.weights;
         let y = self.tensor(x.rows, w.n)?;
@@ -359,7 +386,6 @@ impl Device for Cuda {
             assert!(!gate.table.f32, "modulation tables are results of linears");
             slice(&gate).data
         });
-        into.pairs.take();
         self.apply(x, w, Activation::None, Target::Add(into.at(row, 0), gate.unwrap_or(0)))
     }
 
@@ -380,8 +406,8 @@ impl Device for Cuda {
         if w.is_quantized() && dim == 128 {
             let norms = self.temporary(2 * dim * 2)?;
             self.gpu.generic.qk_norms(norm.q.data.at(), norm.k.data.at(), norms.at(), dim)?;
-            let pairs = self.rope_pairs(norm.rope)? + (row * dim * 2) as u64;
-            return self.apply_qkv(x, w, out.data, norms.at(), pairs);
+            let Some(pairs) = &norm.rope.pairs else { panic!("a rotary table of another operation") };
+            return self.apply_qkv(x, w, out.data, norms.at(), pairs.at() + (row * dim * 2) as u64);
         }
         self.apply(x, w, Activation::None, Target::Store(out))?;
         if x.rows == 0 {
@@ -500,8 +526,22 @@ impl Device for Cuda {
         Ok(y)
     }
 
+    fn copy_rows(&self, from: &Tensor, rows: Rows<usize>, into: &mut Tensor, row: usize) -> Result<()> {
+        assert_eq!(from.cols, into.cols, "rows of another length than those that they replace");
+        assert!(rows.end <= from.rows && row + rows.len() <= into.rows, "rows that are not there");
+        let (to, count) = (into.at(row, 0), rows.len() * from.cols);
+        self.gpu.generic.convert(from.at(rows.start, 0), to, count, Activation::None)
+    }
+
+    fn repeat(&self, key: &[u64], step: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        self.graphs.repeat(key, step)
+    }
+
+    fn place(&self, x: &Tensor) -> u64 {
+        x.data.at()
+    }
+
     fn euler_step(&self, latents: &mut Tensor, velocity: &Tensor, dt: f32) -> Result<()> {
-        latents.pairs.take();
         let count = latents.rows * latents.cols;
         self.gpu.generic.euler_step(latents.at(0, 0), velocity.at(0, 0), count, dt)
     }
@@ -511,18 +551,5 @@ impl Device for Cuda {
         let bytes = self.temporary(count)?;
         self.gpu.generic.to_rgb8(x.at(0, 0), bytes.at(), count)?;
         bytes.read(count)
-    }
-}
-
-impl Cuda {
-    /// The rotary table as pairs of fp16.
-    fn rope_pairs(&self, rope: &Tensor) -> Result<u64> {
-        if let Some(pairs) = rope.pairs.get() {
-            return Ok(pairs.at());
-        }
-        let count = rope.rows * rope.cols;
-        let pairs = self.temporary(count * 2)?;
-        self.gpu.generic.rope_pairs(rope.data.at(), pairs.at(), count)?;
-        Ok(rope.pairs.get_or_init(|| pairs).at())
     }
 }

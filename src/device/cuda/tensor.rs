@@ -1,7 +1,5 @@
 //! Matrices on the GPU.
 
-use std::sync::OnceLock;
-
 use super::memory::Range;
 
 /// A row-major matrix: f32 as uploaded, bf16 as computed.
@@ -10,13 +8,13 @@ pub struct Tensor {
     pub(super) f32: bool,
     pub(super) rows: usize,
     pub(super) cols: usize,
-    /// A rotary table as pairs of fp16, made when it is first asked for.
-    pub(super) pairs: OnceLock<Range>,
+    /// A rotary table's pairs as fp16.
+    pub(super) pairs: Option<Range>,
 }
 
 impl Tensor {
     pub(super) fn new(data: Range, f32: bool, rows: usize, cols: usize) -> Self {
-        Tensor { data, f32, rows, cols, pairs: OnceLock::new() }
+        Tensor { data, f32, rows, cols, pairs: None }
     }
 
     /// All elements from row `row` and column `col` on.

@@ -104,7 +104,7 @@ impl Weights {
                 assert!(out.f32 == 0 && gate != 0, "the kernel adds to bf16, through a gate");
                 self.product(cuda, x, &Epilogue::Add { out: out.data, gate })
             }
-            Target::Mul(..) => panic!("no model multiplies the result of a 4-bit linear"),
+            Target::Columns(..) | Target::Mul(..) => panic!("no model has this after a 4-bit linear"),
         }
     }
 

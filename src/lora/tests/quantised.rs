@@ -136,9 +136,11 @@ fn run(run: Run<'_, Cpu>, flux: &Flux<Cpu>) -> Vec<f32> {
     let text = cpu.upload(&random.normals(9 * joint_attention_dim, 1.0), joint_attention_dim).unwrap();
     let latents = cpu.upload(&random.normals(24 * in_channels, 1.0), in_channels).unwrap();
     let pooled = random.normals(pooled_projection_dim, 1.0);
-    let conditioning = flux.condition(run, &[700.0], 3.5, &pooled).unwrap();
+    let mut conditioning = flux.condition(run, &[700.0], 3.5, &pooled).unwrap();
     let sequence = flux.sequence(run, &text, 9, [4, 6]).unwrap();
-    cpu.download(&flux.velocity(run, &latents, &sequence, &conditioning, 0).unwrap()).unwrap()
+    let mut velocity = cpu.zeros(24, in_channels).unwrap();
+    flux.velocity(run, &latents, &sequence, &mut conditioning, 0, &mut velocity).unwrap();
+    cpu.download(&velocity).unwrap()
 }
 
 /// Of every linear, on 4-bit weights with activations that are not quantised: 1e-3 relative, the issue of f32 sums over

@@ -3,6 +3,17 @@
 use super::*;
 use crate::ops::ConvSource;
 
+#[test]
+fn rows_are_copied() {
+    let cpu = cpu(Level::all()[0], Profile::W4A8);
+    let from: Vec<f32> = (0..12).map(|i| i as f32).collect();
+    let mut into = upload(&cpu, &[-1.0; 15], 3);
+    cpu.copy_rows(&upload(&cpu, &from, 3), 1..3, &mut into, 2).unwrap();
+    let mut want = [-1.0; 15];
+    want[6..12].copy_from_slice(&from[3..9]);
+    assert_eq!(cpu.download(&into).unwrap(), want);
+}
+
 pub(super) fn group_norms(level: Level) {
     for (pixels, channels, groups) in [(1, 8, 2), (35, 24, 8), (300, 96, 8), (70, 64, 32), (9, 10, 5)] {
         let mut r = Random(pixels as u64);

@@ -104,6 +104,15 @@ pub(super) fn dense_linears(level: Level) {
                 assert_close(&get(cpu.linear(&input, plain(&dense), act).unwrap()), &want, tolerance);
             }
 
+            let start = r.normals(m * (n + 9), 1.0);
+            let mut columns = upload(&cpu, &start, n + 9);
+            cpu.linear_into(&input, plain(&dense), &mut columns, 4).unwrap();
+            let mut placed = wide(&start);
+            for (i, v) in want.iter().enumerate() {
+                placed[i / n * (n + 9) + 4 + i % n] = *v;
+            }
+            assert_close(&get(columns), &placed, tolerance);
+
             let by = r.normals(m * n, 1.0);
             let product: Vec<_> = want.iter().zip(&by).map(|(v, b)| gelu(*v) * f64::from(*b)).collect();
             let y =
