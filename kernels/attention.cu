@@ -1,4 +1,4 @@
-// Softmax attention over all tokens for heads of 64 and 128 channels, bf16 in and out, f32 softmax (sm_80 and later):
+// Softmax attention over all tokens for heads of 64 and 128 channels, bf16 in and out, f32 softmax:
 //   out[m, head] = sum_j softmax_j(scale q[m] k[j] + mask[m,j]) v[j]
 // where the mask is nothing, causal, or a bias [heads * tokens, tokens]. After FlashAttention-2 (arXiv 2307.08691):
 // blocks of keys pass by a block of queries, whose running maximum and sum rescale what has been gathered so far.
@@ -21,7 +21,7 @@ struct Flash {
 #pragma unroll
         for (int i = 0; i < 2 * PANELS; ++i) {
             const bf16* from = p.qkv + (1 + i / PANELS) * p.heads * DIM + head * DIM;
-            load_panel<KEYS, THREADS>(to + i * KEYS * 128, from, pitch, first, p.tokens, i % PANELS * 64, DIM);
+            load_panel<KEYS, THREADS, mma::WEIGHT>(to + i * KEYS * 128, from, pitch, first, p.tokens, i % PANELS * 64, DIM);
         }
         async::commit();
     }
@@ -46,8 +46,8 @@ struct Flash {
                 async::load_b(b, k + step / 4 * KEYS * 128, 16 * j, step % 4);
 #pragma unroll
                 for (int i = 0; i < TILES; ++i) {
-                    mma::bf16_16x8x16(s[i][2 * j], a[i][0], a[i][1], a[i][2], a[i][3], b[0], b[1]);
-                    mma::bf16_16x8x16(s[i][2 * j + 1], a[i][0], a[i][1], a[i][2], a[i][3], b[2], b[3]);
+                    mma::multiply_16x8x16(s[i][2 * j], a[i][0], a[i][1], a[i][2], a[i][3], b[0], b[1]);
+                    mma::multiply_16x8x16(s[i][2 * j + 1], a[i][0], a[i][1], a[i][2], a[i][3], b[2], b[3]);
                 }
             }
         }
@@ -87,8 +87,10 @@ struct Flash {
 #pragma unroll
             for (int i = 0; i < TILES; ++i) {
                 const float *left = s[i][2 * step], *right = s[i][2 * step + 1];
-                a[i][0] = pack_bf16(left[0], left[1]), a[i][1] = pack_bf16(left[2], left[3]);
-                a[i][2] = pack_bf16(right[0], right[1]), a[i][3] = pack_bf16(right[2], right[3]);
+                a[i][0] = mma::operand<mma::ACTIVATION>(left[0], left[1]);
+                a[i][1] = mma::operand<mma::ACTIVATION>(left[2], left[3]);
+                a[i][2] = mma::operand<mma::ACTIVATION>(right[0], right[1]);
+                a[i][3] = mma::operand<mma::ACTIVATION>(right[2], right[3]);
             }
 #pragma unroll
             for (int j = 0; j < DIM / 16; ++j) {
@@ -96,8 +98,8 @@ struct Flash {
                 async::load_b_transposed(b, v + j / 4 * KEYS * 128, 16 * step, j % 4 * 2);
 #pragma unroll
                 for (int i = 0; i < TILES; ++i) {
-                    mma::bf16_16x8x16(out[i][2 * j], a[i][0], a[i][1], a[i][2], a[i][3], b[0], b[1]);
-                    mma::bf16_16x8x16(out[i][2 * j + 1], a[i][0], a[i][1], a[i][2], a[i][3], b[2], b[3]);
+                    mma::multiply_16x8x16(out[i][2 * j], a[i][0], a[i][1], a[i][2], a[i][3], b[0], b[1]);
+                    mma::multiply_16x8x16(out[i][2 * j + 1], a[i][0], a[i][1], a[i][2], a[i][3], b[2], b[3]);
                 }
             }
         }
@@ -114,7 +116,7 @@ struct Flash {
 
 #pragma unroll
         for (int i = 0; i < PANELS; ++i)
-            load_panel<QUERIES, THREADS>(q + i * QUERIES * 128, p.qkv + head * DIM, 3ll * p.heads * DIM, first,
+            load_panel<QUERIES, THREADS, mma::ACTIVATION>(q + i * QUERIES * 128, p.qkv + head * DIM, 3ll * p.heads * DIM, first,
                                          p.tokens, 64 * i, DIM);
         load_keys(p, kv, 0, head);
         for (int key = 0, at = 0; key < end; key += KEYS, at ^= 1) {

@@ -10,7 +10,8 @@ namespace attention_any {
 // pieces of 16 KB: 64 keys x 128 channels, then 16 keys x 512 channels.
 template <int QUERIES_>
 struct Wide {
-    static constexpr int THREADS = 256, QUERIES = QUERIES_, KEYS = 64, STAGES = 3;
+    // sm_75 has 64 KB of shared memory, and copies wait for no one there.
+    static constexpr int THREADS = 256, QUERIES = QUERIES_, KEYS = 64, STAGES = ARCH >= 800 ? 3 : 1;
     static constexpr int TILES = QUERIES / 16, PARTS = 8 / TILES, PART_KEYS = KEYS / PARTS;
     static constexpr int Q_BYTES = QUERIES * 512 * 2, PIECE_BYTES = 16384, P_BYTES = QUERIES * KEYS * 2;
     static constexpr int SMEM_BYTES = Q_BYTES + STAGES * PIECE_BYTES + P_BYTES + (PARTS + 1) * QUERIES * 4;
@@ -45,7 +46,7 @@ struct Wide {
             if (part < key_pieces) {
 #pragma unroll
                 for (int i = 0; i < 2; ++i)
-                    load_panel<KEYS, THREADS>(to + i * KEYS * 128, p.qkv + width + head * p.dim, 3ll * width, key,
+                    load_panel<KEYS, THREADS, mma::WEIGHT>(to + i * KEYS * 128, p.qkv + width + head * p.dim, 3ll * width, key,
                                               p.tokens, part * 128 + 64 * i, p.dim);
             } else {
                 // Eight panels of 16 rows: threads are 32 rows by 8 chunks, so two panels at a time.
@@ -56,7 +57,7 @@ struct Wide {
                 for (int i = 0; i < 4; ++i) {
                     const int panel = 2 * i + threadIdx.x / 128, column = 64 * panel + 8 * chunk;
                     const bool valid = from_row < p.tokens && column < p.dim;
-                    async::copy_16(to + panel * 16 * 128 + async::panel_offset(row, chunk),
+                    async::copy_8<mma::WEIGHT>(to + panel * 16 * 128 + async::panel_offset(row, chunk),
                                    valid ? values + from_row * 3ll * width + column : values, valid);
                 }
             }
@@ -69,6 +70,7 @@ struct Wide {
         async::wait<STAGES - 2>();
         __syncthreads();
         load(piece + STAGES - 1);
+        if (STAGES == 1) __syncthreads();
         return ring + piece % STAGES * PIECE_BYTES;
     }
 
@@ -83,8 +85,8 @@ struct Wide {
                 for (int j = 0; j < PART_KEYS / 16; ++j) {
                     u32 b[4];
                     async::load_b(b, k + step / 4 * KEYS * 128, warp % PARTS * PART_KEYS + 16 * j, step % 4);
-                    mma::bf16_16x8x16(s[2 * j], a[0], a[1], a[2], a[3], b[0], b[1]);
-                    mma::bf16_16x8x16(s[2 * j + 1], a[0], a[1], a[2], a[3], b[2], b[3]);
+                    mma::multiply_16x8x16(s[2 * j], a[0], a[1], a[2], a[3], b[0], b[1]);
+                    mma::multiply_16x8x16(s[2 * j + 1], a[0], a[1], a[2], a[3], b[2], b[3]);
                 }
             }
         }
@@ -119,7 +121,7 @@ struct Wide {
                 sum[half] += a + b;
                 const u32 to =
                     probabilities + async::panel_offset(row + 8 * half, (column + 8 * j) / 8) + 4 * (lane % 4);
-                asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(pack_bf16(a, b)) : "memory");
+                asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(mma::operand<mma::ACTIVATION>(a, b)) : "memory");
             }
         }
     }
@@ -154,7 +156,7 @@ struct Wide {
                 for (int i = 0; i < TILES; ++i)
 #pragma unroll
                     for (int j = 0; j < 2; ++j)
-                        mma::bf16_16x8x16(out[unit][i][j], a[i][0], a[i][1], a[i][2], a[i][3], b[2 * j], b[2 * j + 1]);
+                        mma::multiply_16x8x16(out[unit][i][j], a[i][0], a[i][1], a[i][2], a[i][3], b[2 * j], b[2 * j + 1]);
             }
         }
     }
@@ -162,7 +164,7 @@ struct Wide {
     __device__ __forceinline__ void run() {
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         for (int i = 0; i < 2 * key_pieces; ++i)
-            load_panel<QUERIES, THREADS>(q + i * QUERIES * 128, p.qkv + head * p.dim, 3ll * p.heads * p.dim, first,
+            load_panel<QUERIES, THREADS, mma::ACTIVATION>(q + i * QUERIES * 128, p.qkv + head * p.dim, 3ll * p.heads * p.dim, first,
                                          p.tokens, 64 * i, p.dim);
         for (int piece = 0; piece < STAGES - 1; ++piece) load(piece);
         for (int piece = 0, key = 0; piece < pieces; piece += key_pieces + 4, key += KEYS) {
@@ -202,7 +204,7 @@ struct Wide {
 
 }  // namespace attention_any
 
-// Grid (ceil(tokens/32), heads), block 256, shared memory 86656 bytes.
+// Grid (ceil(tokens/32), heads), block 256, shared memory 86656 bytes, on sm_75 53888.
 extern "C" __global__ void __launch_bounds__(256, 2) attention_wide(const __grid_constant__ MaskedAttentionParams p) {
     attention_any::Wide<32> wide(p);
     wide.run();

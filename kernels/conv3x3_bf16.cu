@@ -63,13 +63,13 @@ struct Gather {
 #pragma unroll
             for (int i = 0; i < ROWS; ++i) {
                 const bool inside = offsets[i] >= 0;
-                async::copy_16(to + i * 16 * 128, inside ? p.x + offsets[i] + channel : p.x, inside);
+                async::copy_8<mma::ACTIVATION>(to + i * 16 * 128, inside ? p.x + offsets[i] + channel : p.x, inside);
             }
         } else {
 #pragma unroll 1
             for (int i = 0; i < ROWS; ++i) {
                 const int at = corner(i);
-                async::store_each(to + i * 16 * 128, p.x, [&](int j) {
+                async::store_each<mma::ACTIVATION>(to + i * 16 * 128, p.x, [&](int j) {
                     const int c = channel + j;
                     const long long from = pixel(at, tap + c / p.c);
                     return from < 0 ? from : from + c % p.c;
@@ -85,13 +85,14 @@ __device__ __forceinline__ void conv(const ConvParams& p) {
     const int m = ((p.height << p.upsample) / p.stride) * ((p.width << p.upsample) / p.stride);
     const product::Place place(m, p.n);
     Gather<Vectors> x(p, m, place.m0);
-    product::MatrixRows<Vectors> w{p.w, p.n, 9 * p.c, place.n0};
+    product::MatrixRows<Vectors, mma::WEIGHT> w{p.w, p.n, 9 * p.c, place.n0};
     product::run<Tile>(x, w, 9 * p.c, m, p.n, place, p.output);
 }
 
 }  // namespace conv3x3
 
-// All: with m = number of pixels of the result, grid ceil(m/128) * ceil(n/128), block 128, shared memory 98304 bytes.
+// All: with m = number of pixels of the result, grid ceil(m/128) * ceil(n/128), block 128, shared memory 98304 bytes,
+// on sm_75 65536.
 // Sides after upsampling below 28672. Alignment as in gemm_bf16.cu.
 
 // c a multiple of 8.

@@ -16,13 +16,14 @@ namespace gemm_bf16 {
 template <class Tile, bool Vectors>
 __device__ __forceinline__ void linear(const LinearParams& p) {
     const product::Place place(p.m, p.n);
-    product::MatrixRows<Vectors> x{p.x, p.m, p.k, place.m0}, w{p.w, p.n, p.k, place.n0};
+    product::MatrixRows<Vectors, mma::ACTIVATION> x{p.x, p.m, p.k, place.m0};
+    product::MatrixRows<Vectors, mma::WEIGHT> w{p.w, p.n, p.k, place.n0};
     product::run<Tile>(x, w, p.k, p.m, p.n, place, p.output);
 }
 
 }  // namespace gemm_bf16
 
-// All: grid ceil(m/128) * ceil(n/128), block 128, shared memory 98304 bytes. m, n, k > 0.
+// All: grid ceil(m/128) * ceil(n/128), block 128, shared memory 98304 bytes, on sm_75 65536. m, n, k > 0.
 // x and w are aligned to 16 bytes; so is everything in `output` if n and its pitch are multiples of 8.
 
 // k a multiple of 8.

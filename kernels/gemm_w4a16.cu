@@ -24,9 +24,11 @@ namespace w4a16 {
 // A block has 64 rows of weights. Its warps are two halves of the rows by four parts of the channels.
 constexpr int ROWS = 64, THREADS = 256, PARTS = 4;
 
-// 128 + codes `nibble` of both halves of `word`, as bf16: their bits are at hand without a conversion.
+// 128 + codes `nibble` of both halves of `word`, as operands: their bits, of bf16 or of fp16 times 2^4, are at hand
+// without a conversion.
 __device__ __forceinline__ u32 biased_codes(u32 word, int nibble) {
-    return (word >> (4 * nibble) & 0x000f000fu) | 0x43004300u;
+    const u32 codes = word >> (4 * nibble) & 0x000f000fu;
+    return ARCH >= 800 ? codes | 0x43004300u : codes << 3 | 0x68006800u;
 }
 
 // What a thread needs of 32 rows of weights by 64 channels: rows 8 i + g, with g = lane / 4. Of a row's codes, t = lane
@@ -56,7 +58,7 @@ __device__ __forceinline__ void linear(const W4A16Params& p) {
     __shared__ float results[ROWS][8 * TOKENS + 1];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int first = warp % 2 * 32, part_of_k = warp / 2, m0 = blockIdx.x * 8 * TOKENS, n0 = blockIdx.y * ROWS;
-    const u32 ones = 0x3f803f80u;
+    const u32 ones = mma::operand<mma::WEIGHT>(0x3f803f80u);
     float sums[2][TOKENS][4] = {};
 
     const int shift = p.group == 64 ? 6 : 7;
@@ -82,20 +84,23 @@ __device__ __forceinline__ void linear(const W4A16Params& p) {
 #pragma unroll
         for (int j = 0; j < TOKENS; ++j)
 #pragma unroll
-            for (int step = 0; step < 4; ++step)
-                inputs[j][step] = __ldg(reinterpret_cast<const uint2*>(x[j] + k + 8 * step));
+            for (int step = 0; step < 4; ++step) {
+                const uint2 pairs = __ldg(reinterpret_cast<const uint2*>(x[j] + k + 8 * step));
+                inputs[j][step] =
+                    make_uint2(mma::operand<mma::ACTIVATION>(pairs.x), mma::operand<mma::ACTIVATION>(pairs.y));
+            }
 #pragma unroll
         for (int step = 0; step < 4; ++step) {
 #pragma unroll
             for (int j = 0; j < TOKENS; ++j)
-                mma::bf16_16x8x16(totals[j], ones, ones, ones, ones, inputs[j][step].x, inputs[j][step].y);
+                mma::multiply_16x8x16(totals[j], ones, ones, ones, ones, inputs[j][step].x, inputs[j][step].y);
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 const u32 a0 = biased_codes(w.words[2 * i].x, step), a1 = biased_codes(w.words[2 * i + 1].x, step);
                 const u32 a2 = biased_codes(w.words[2 * i].y, step), a3 = biased_codes(w.words[2 * i + 1].y, step);
 #pragma unroll
                 for (int j = 0; j < TOKENS; ++j)
-                    mma::bf16_16x8x16(part[i][j], a0, a1, a2, a3, inputs[j][step].x, inputs[j][step].y);
+                    mma::multiply_16x8x16(part[i][j], a0, a1, a2, a3, inputs[j][step].x, inputs[j][step].y);
             }
         }
 #pragma unroll

@@ -1,12 +1,13 @@
-// Copies from global to shared memory that run beside the arithmetic, and the loads that turn a tile of 16-bit elements
-// into operands of mma::bf16_16x8x16 (sm_80 and later).
+// Copies of bf16 from global to shared memory that run beside the arithmetic, and the loads that turn what they brought
+// into operands of mma::multiply_16x8x16. Before sm_80 a copy has happened when it returns, and has turned bf16 into
+// fp16 on its way.
 //
-// A panel is R rows of 128 bytes (64 elements); the 16-byte chunk `c` of row `r` lies at chunk c ^ (r % 8), so that
+// A panel is R rows of 128 bytes (64 operands); the 16-byte chunk `c` of row `r` lies at chunk c ^ (r % 8), so that
 // eight rows of one chunk fall into different banks. It is the copy engine's 128-byte swizzle: wgmma reads panels as
 // they are.
 #pragma once
 
-#include "types.cuh"
+#include "mma.cuh"
 
 namespace async {
 
@@ -14,28 +15,39 @@ __device__ __forceinline__ u32 shared_address(const void* p) {
     return static_cast<u32>(__cvta_generic_to_shared(p));
 }
 
-// Copies 16 bytes, or writes zeros if not `valid`; `from` has to be a legal address either way.
-__device__ __forceinline__ void copy_16(u32 to, const void* from, bool valid) {
+// Copies eight elements, 16 bytes, or writes zeros if not `valid`; `from` has to be a legal address either way.
+template <mma::Role ROLE>
+__device__ __forceinline__ void copy_8(u32 to, const bf16* from, bool valid) {
+#if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
+#else
+    const uint4 v = valid ? __ldg(reinterpret_cast<const uint4*>(from)) : make_uint4(0, 0, 0, 0);
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(mma::operand<ROLE>(v.x)),
+                 "r"(mma::operand<ROLE>(v.y)), "r"(mma::operand<ROLE>(v.z)), "r"(mma::operand<ROLE>(v.w)));
+#endif
 }
 
 __device__ __forceinline__ void commit() {
+#if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
 }
 
 // Waits for this thread's copies, all but those of the last `Pending` commits.
 template <int Pending>
 __device__ __forceinline__ void wait() {
+#if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+#endif
 }
 
 // Writes eight elements one by one: element `index(j)` of `from`, or zero where that is negative.
-template <class Index>
+template <mma::Role ROLE, class Index>
 __device__ __forceinline__ void store_each(u32 to, const bf16* from, Index index) {
 #pragma unroll 1
     for (int j = 0; j < 8; ++j) {
         const long long i = index(j);
-        const u16 bits = i < 0 ? 0 : reinterpret_cast<const u16*>(from)[i];
+        const u16 bits = mma::operand<ROLE>(i < 0 ? 0u : reinterpret_cast<const u16*>(from)[i]);
         asm volatile("st.shared.u16 [%0], %1;" ::"r"(to + 2 * j), "h"(bits) : "memory");
     }
 }

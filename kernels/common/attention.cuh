@@ -1,4 +1,4 @@
-// What the attention kernels for sm_80 and later share: their parameters, scores with masks, and the way into panels.
+// What the attention kernels for every GPU share: their parameters, scores with masks, and the way into panels.
 #pragma once
 
 #include "async.cuh"
@@ -41,7 +41,7 @@ __device__ __forceinline__ void to_scores(const MaskedAttentionParams& p, float 
 }
 
 // Copies columns `column` .. column + 63 of `Rows` rows of `matrix`, zeros beyond `rows` and `columns`, to a panel.
-template <int Rows, int Threads>
+template <int Rows, int Threads, mma::Role ROLE>
 __device__ __forceinline__ void load_panel(u32 panel, const bf16* matrix, long long pitch, int first, int rows,
                                            int column, int columns) {
     const int chunk = threadIdx.x % 8;
@@ -50,7 +50,7 @@ __device__ __forceinline__ void load_panel(u32 panel, const bf16* matrix, long l
         const int row = threadIdx.x / 8 + i * (Threads / 8);
         const bool valid = first + row < rows && column + 8 * chunk < columns;
         const bf16* from = valid ? matrix + (first + row) * pitch + column + 8 * chunk : matrix;
-        async::copy_16(panel + async::panel_offset(row, chunk), from, valid);
+        async::copy_8<ROLE>(panel + async::panel_offset(row, chunk), from, valid);
     }
 }
 

@@ -20,11 +20,7 @@ namespace linear4 {
 
 constexpr int BM = 128, BN = 128, GROUP = 64;
 
-#if __CUDA_ARCH__ >= 800 || !defined(__CUDA_ARCH__)
-constexpr int STEPS = 4;
-#else
-constexpr int STEPS = 2;  // copies are not asynchronous
-#endif
+constexpr int STEPS = ARCH >= 800 ? 4 : 2;  // sm_75's copies are not asynchronous
 
 // The codes of a step. Both operands lie in global memory in the order in which lanes want them, 16 bytes a lane:
 //   x  [m/16][k/64][lane]: rows g and g + 8 at channels 8t..8t+7, then both at 32 + 8t.. (lane 4g + t)

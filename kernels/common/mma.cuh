@@ -8,27 +8,57 @@
 
 namespace mma {
 
-// bf16, K = 16. sm_75 multiplies in fp16, which holds every bf16 of magnitude 6e-5 to 65504 exactly.
-__device__ __forceinline__ void bf16_16x8x16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+// ---- 16-bit products
+
+// What products of bf16 multiply: pairs of bf16 or, as sm_75 has tensor cores for fp16 only, of fp16, which has more bits
+// but a smaller range. There one operand is multiplied by 2^-4, as activations exceed fp16's 65504, and the other by
+// 2^4, so that the product stays what it is:
+//   ACTIVATION  is exact from 2^-13 (1.2e-4) up to 2^20 (1e6)
+//   WEIGHT      (and keys and values) from 2^-21 up to 2^12
+// Below that a bf16 is off by up to 2^-21 or 2^-29, above it is infinite.
+enum Role { ACTIVATION, WEIGHT };
+
+template <Role ROLE>
+__device__ __forceinline__ u32 operand(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    return pack_bf16(low, high);
+#else
+    constexpr float SCALE = ROLE == WEIGHT ? 16.0f : 1.0f / 16;
+    u16 first, second;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(first) : "f"(low * SCALE));
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(second) : "f"(high * SCALE));
+    return static_cast<u32>(first) | static_cast<u32>(second) << 16;
+#endif
+}
+// Of a pair of bf16.
+template <Role ROLE>
+__device__ __forceinline__ u32 operand(u32 pair) {
+    return ARCH >= 800 ? pair : operand<ROLE>(bf16_low(pair), bf16_high(pair));
+}
+
+// K = 16, of operands.
+__device__ __forceinline__ void multiply_16x8x16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
 #if __CUDA_ARCH__ >= 800
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 #else
-    auto half = [](u32 pair) {
-        u16 low, high;
-        asm("cvt.rn.f16.f32 %0, %1;" : "=h"(low) : "f"(bf16_low(pair)));
-        asm("cvt.rn.f16.f32 %0, %1;" : "=h"(high) : "f"(bf16_high(pair)));
-        return static_cast<u32>(low) | static_cast<u32>(high) << 16;
-    };
     asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(half(a0)), "r"(half(a1)), "r"(half(b0)));
+        : "r"(a0), "r"(a1), "r"(b0));
     asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(half(a2)), "r"(half(a3)), "r"(half(b1)));
+        : "r"(a2), "r"(a3), "r"(b1));
 #endif
 }
+
+// K = 16, of pairs of bf16: A are activations, B weights.
+__device__ __forceinline__ void bf16_16x8x16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    multiply_16x8x16(d, operand<ACTIVATION>(a0), operand<ACTIVATION>(a1), operand<ACTIVATION>(a2),
+                     operand<ACTIVATION>(a3), operand<WEIGHT>(b0), operand<WEIGHT>(b1));
+}
+
+// ---- 4-bit products
 
 // 4-bit codes, K = 64, exact sums: d = c + a b^T with the same `c` everywhere. B is signed, A signed or not.
 template <bool UNSIGNED>

@@ -1,5 +1,5 @@
 // The tile that dense linears and convolutions are made of: 128 x 128 results of bf16 x bf16 in f32, by 128 threads.
-// Operands come through a ring of three pairs of panels, results leave through shared memory eight at a time.
+// Operands come through a ring of pairs of panels, results leave through shared memory eight at a time.
 // Sums run over the channels in a fixed order: the same input gives the same bits.
 #pragma once
 
@@ -13,10 +13,12 @@
 
 namespace product {
 
-constexpr int TILE = 128, DEPTH = 64, STAGES = 3, THREADS = 128;
+// sm_75 has 64 KB of shared memory, and nothing to gain from more stages.
+constexpr int TILE = 128, DEPTH = 64, STAGES = ARCH >= 800 ? 3 : 2, THREADS = 128;
 constexpr int PANEL_BYTES = TILE * 128;
-// A row of results in shared memory, in floats: eight more than the tile, so that rows begin in different banks.
-constexpr int PITCH = TILE + 8;
+// A row of results in shared memory, in floats: where there is room, eight more than the tile, so that rows begin in
+// different banks.
+constexpr int PITCH = ARCH >= 800 ? TILE + 8 : TILE;
 constexpr int SMEM_BYTES = STAGES * 2 * PANEL_BYTES;
 static_assert(TILE * PITCH * 4 <= SMEM_BYTES, "results take the place of the operands");
 
@@ -93,7 +95,7 @@ struct Place {
 
 // Rows `first` .. first + 127 of a row-major matrix, 64 columns a step; zeros outside of it.
 // Vectors: the rows' length is a multiple of eight.
-template <bool Vectors>
+template <bool Vectors, mma::Role ROLE>
 struct MatrixRows {
     const bf16* matrix;
     int rows, columns, first;
@@ -107,10 +109,11 @@ struct MatrixRows {
             const bool inside = first + row + 16 * i < rows;
             if constexpr (Vectors) {
                 const bool valid = inside && column < columns;
-                async::copy_16(to + i * 16 * 128, valid ? from : matrix, valid);
+                async::copy_8<ROLE>(to + i * 16 * 128, valid ? from : matrix, valid);
             } else {
-                async::store_each(to + i * 16 * 128, matrix,
-                                  [&](int j) { return inside && column + j < columns ? from - matrix + j : -1; });
+                async::store_each<ROLE>(to + i * 16 * 128, matrix, [&](int j) {
+                    return inside && column + j < columns ? from - matrix + j : -1;
+                });
             }
             from += 16ll * columns;
         }
@@ -135,8 +138,8 @@ struct WarpTile {
             for (int i = 0; i < 4; ++i)
 #pragma unroll
                 for (int j = 0; j < 8; ++j)
-                    mma::bf16_16x8x16(sums[i][j], a[i][0], a[i][1], a[i][2], a[i][3], b[j / 2][j % 2 * 2],
-                                      b[j / 2][j % 2 * 2 + 1]);
+                    mma::multiply_16x8x16(sums[i][j], a[i][0], a[i][1], a[i][2], a[i][3], b[j / 2][j % 2 * 2],
+                                          b[j / 2][j % 2 * 2 + 1]);
         }
     }
 

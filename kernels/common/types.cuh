@@ -18,6 +18,15 @@ __device__ __forceinline__ int ceil_div(int a, int b) {
     return (a + b - 1) / b;
 }
 
+// What is compiled for, as __CUDA_ARCH__ counts. Hosts that do not say see what holds from sm_80 on.
+#ifdef __CUDA_ARCH__
+constexpr int ARCH = __CUDA_ARCH__;
+#elif defined(SVDQ_HOST_ARCH)
+constexpr int ARCH = SVDQ_HOST_ARCH;
+#else
+constexpr int ARCH = 800;
+#endif
+
 // Two floats as bf16, `low` in the low half. (Finite ones, before sm_80.)
 __device__ __forceinline__ u32 pack_bf16(float low, float high) {
 #if __CUDA_ARCH__ >= 800
