@@ -10,23 +10,25 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs, thread};
 
-/// What can run bf16 kernels. The first one's PTX goes with them, for GPUs newer than this list.
-const BF16: &[&str] = &["80", "86", "89", "90a", "120f"];
+/// Every GPU that there are kernels for.
+const ALL: &[&str] = &["75", "80", "86", "89", "90a", "120f"];
+/// The one of them whose PTX goes with the kernels, for GPUs newer than this list.
+const PTX: &str = "80";
 /// kernels/*.cu and their architectures.
 const UNITS: &[(&str, &[&str])] = &[
-    ("attention", BF16),
+    ("attention", ALL),
     ("attention_sm90", &["90a"]),
-    ("attention_wide", BF16),
-    ("constants", BF16),
-    ("conv3x3_bf16", BF16),
-    ("elementwise", BF16),
-    ("gemm_bf16", BF16),
-    ("gemm_w4a16", BF16),
+    ("attention_wide", ALL),
+    ("constants", ALL),
+    ("conv3x3_bf16", ALL),
+    ("elementwise", ALL),
+    ("gemm_bf16", ALL),
+    ("gemm_w4a16", ALL),
     ("gemm_w4a8_sm90", &["90a"]),
-    ("group_norm", BF16),
-    ("norm", BF16),
-    ("quantize", BF16),
-    ("unpack_w4a8", BF16),
+    ("group_norm", ALL),
+    ("norm", ALL),
+    ("quantize", ALL),
+    ("unpack_w4a8", ALL),
 ];
 const FLAGS: &[&str] = &["-std=c++17", "-O3", "--fatbin", "--compress-mode=size", "-Werror=all-warnings"];
 
@@ -129,8 +131,8 @@ fn code_flags(archs: &[&str], only: Option<&[&str]>) -> Vec<String> {
     let wanted = |arch: &&&str| only.is_none_or(|only| only.contains(*arch));
     let flag = |arch: &&str| format!("-gencode=arch=compute_{arch},code=sm_{arch}");
     let mut flags: Vec<String> = archs.iter().filter(wanted).map(flag).collect();
-    if only.is_none() && archs.len() > 1 {
-        flags.push(format!("-gencode=arch=compute_{0},code=compute_{0}", archs[0]));
+    if only.is_none() && archs.contains(&PTX) {
+        flags.push(format!("-gencode=arch=compute_{PTX},code=compute_{PTX}"));
     }
     if flags.is_empty() {
         fail(&format!("SVDQ_ARCHS has none of {}", archs.join(", ")));

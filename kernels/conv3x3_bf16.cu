@@ -96,7 +96,7 @@ __device__ __forceinline__ void conv(const ConvParams& p) {
 // Sides after upsampling below 28672. Alignment as in gemm_bf16.cu.
 
 // c a multiple of 8.
-extern "C" __global__ void __launch_bounds__(128, 2) conv3x3_bf16_sm80(const __grid_constant__ ConvParams p) {
+extern "C" __global__ void __launch_bounds__(128, 2) conv3x3_bf16_c8(const __grid_constant__ ConvParams p) {
     conv3x3::conv<product::WarpTile, true>(p);
 }
 
@@ -106,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) conv3x3_bf16_any_c(const __
 }
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// Hopper: as conv3x3_bf16_sm80, by wgmma.
+// Hopper: as conv3x3_bf16_c8, by wgmma.
 extern "C" __global__ void __launch_bounds__(128, 2) conv3x3_bf16_sm90(const __grid_constant__ ConvParams p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     conv3x3::conv<product::WarpgroupTile, true>(p);

@@ -27,7 +27,7 @@ __device__ __forceinline__ void linear(const LinearParams& p) {
 // x and w are aligned to 16 bytes; so is everything in `output` if n and its pitch are multiples of 8.
 
 // k a multiple of 8.
-extern "C" __global__ void __launch_bounds__(128, 2) gemm_bf16_sm80(const __grid_constant__ LinearParams p) {
+extern "C" __global__ void __launch_bounds__(128, 2) gemm_bf16_k8(const __grid_constant__ LinearParams p) {
     gemm_bf16::linear<product::WarpTile, true>(p);
 }
 
@@ -37,7 +37,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) gemm_bf16_any_k(const __gri
 }
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// Hopper: as gemm_bf16_sm80, by wgmma.
+// Hopper: as gemm_bf16_k8, by wgmma.
 extern "C" __global__ void __launch_bounds__(128, 2) gemm_bf16_sm90(const __grid_constant__ LinearParams p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     gemm_bf16::linear<product::WarpgroupTile, true>(p);

@@ -18,13 +18,14 @@ __device__ __forceinline__ int ceil_div(int a, int b) {
     return (a + b - 1) / b;
 }
 
-// What is compiled for, as __CUDA_ARCH__ counts. Hosts that do not say see what holds from sm_80 on.
+// What is compiled for, as __CUDA_ARCH__ counts; code for the host sees the constants of SVDQ_HOST_ARCH.
+#ifndef SVDQ_HOST_ARCH
+#define SVDQ_HOST_ARCH 900
+#endif
 #ifdef __CUDA_ARCH__
 constexpr int ARCH = __CUDA_ARCH__;
-#elif defined(SVDQ_HOST_ARCH)
-constexpr int ARCH = SVDQ_HOST_ARCH;
 #else
-constexpr int ARCH = 800;
+constexpr int ARCH = SVDQ_HOST_ARCH;
 #endif
 
 // Two floats as bf16, `low` in the low half. (Finite ones, before sm_80.)

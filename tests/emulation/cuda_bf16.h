@@ -16,7 +16,6 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(bytes)
-#define __shared__
 
 // ---- vectors
 
@@ -94,6 +93,12 @@ inline unsigned __float2uint_rn(float v) {
 }
 inline float __fdiv_rn(float a, float b) {
     return a / b;
+}
+inline float __fdividef(float a, float b) {
+    return a / b;
+}
+inline float __expf(float v) {
+    return std::exp(v);
 }
 
 // Byte i of the result is what the nibble i of `selector` picks out of b:a, or its sign in all bits.

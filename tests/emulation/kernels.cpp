@@ -7,6 +7,10 @@
 
 #include "cuda_bf16.h"
 
+#include "../../kernels/attention.cu"
+#include "../../kernels/attention_wide.cu"
+#include "../../kernels/gemm_bf16.cu"
+#include "../../kernels/gemm_w4a16.cu"
 #include "../../kernels/gemm_w4a4.cu"
 #include "../../kernels/quantize.cu"
 #include "../../kernels/unpack_w4a8.cu"
@@ -16,6 +20,12 @@ alignas(1024) unsigned char shared_bytes[emulation::MAX_SHARED];
 }
 namespace quantize {
 alignas(1024) unsigned char shared_bytes[emulation::MAX_SHARED];
+}
+namespace product {
+alignas(1024) unsigned char shared[emulation::MAX_SHARED];
+}
+namespace attention_any {
+alignas(1024) unsigned char shared[emulation::MAX_SHARED];
 }
 
 namespace {
@@ -75,7 +85,9 @@ const std::map<std::string, std::function<std::function<void()>(const Parameters
 #define KERNEL(NAME) {#NAME, [](const Parameters& p) { return bind(NAME, p); }}
     KERNEL(gemm_w4a4_store), KERNEL(gemm_w4a4_add), KERNEL(gemm_w4a4_add_u4),   KERNEL(gemm_w4a4_qkv),
     KERNEL(gemm_w4a4_gelu),  KERNEL(quantize_w4a4), KERNEL(quantize_w4a8),      KERNEL(sum_low_rank),
-    KERNEL(unpack_w4a8),     KERNEL(unpack_w4a8_scales),
+    KERNEL(unpack_w4a8),     KERNEL(unpack_w4a8_scales), KERNEL(gemm_bf16_k8),  KERNEL(gemm_bf16_any_k),
+    KERNEL(gemm_w4a16_m8),   KERNEL(gemm_w4a16_m16), KERNEL(attention_d64),     KERNEL(attention_d128),
+    KERNEL(attention_wide),
 #undef KERNEL
 };
 
@@ -85,7 +97,11 @@ int main(int, char** arguments) {
     const std::string name = arguments[1];
     const unsigned grid_x = read_word(), grid_y = read_word(), threads = read_word();
     const size_t shared_bytes = read_word();
-    emulation::shared = name.rfind("gemm", 0) == 0 ? linear4::shared_bytes : quantize::shared_bytes;
+    auto begins = [&](const char* with) { return name.rfind(with, 0) == 0; };
+    emulation::shared = begins("gemm_w4a4")   ? linear4::shared_bytes
+                        : begins("gemm_bf16") ? product::shared
+                        : begins("attention") ? attention_any::shared
+                                              : quantize::shared_bytes;
 
     std::vector<Buffer> buffers;
     Parameters parameters;

@@ -1,4 +1,4 @@
-//! The kernels of W4A4 linears, compiled for the CPU and run there thread by thread, against the CPU device: the files in
+//! The kernels that every GPU can run, compiled for the CPU and run there thread by thread, against the CPU device: the files in
 //! `kernels/` as they are, inline PTX included, which `ptx.h` interprets. A block's threads are fibres that run until
 //! they wait for others.
 //!
@@ -12,6 +12,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod generic;
 mod layer;
 mod program;
 

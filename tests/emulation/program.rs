@@ -58,6 +58,8 @@ impl Program {
             .args([flag("-I", &root.join("tests/emulation")), flag("-I", &root.join("kernels"))])
             .args(flags)
             .arg(root.join("tests/emulation/kernels.cpp")));
+        // The program has the block's dynamic shared memory; one block runs at a time.
+        let source = source.replace("extern __shared__", "extern").replace("__shared__", "static");
         let mut source = call_ptx(&source);
         for (from, to) in replace {
             assert!(source.contains(from), "no {from} in the kernels");

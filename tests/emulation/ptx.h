@@ -111,6 +111,33 @@ void mma(const Registers& r) {
     for (int i = 0; i < D; ++i) r.set(i, got[i]);
 }
 
+// ---- shared memory
+
+template <class T>
+T& in_shared(unsigned at) {
+    if (at % sizeof(T)) fail("an address in shared memory is not aligned");
+    return *reinterpret_cast<T*>(shared + at);
+}
+
+// Four 8x8 matrices of 16-bit elements, of whose rows lane 8i + r names the r-th of the i-th. Lane 4g + t gets elements
+// 2t and 2t + 1 of rows g or, transposed, of columns g.
+template <bool TRANSPOSED>
+void load_matrices(const Registers& r) {
+    const Words got = exchange(&r.instruction, {r.u32(4)}, [](std::array<Words, 32>& lanes) {
+        const auto rows = lanes;
+        for (int lane = 0; lane < 32; ++lane)
+            for (int i = 0; i < 4; ++i) {
+                auto element = [&](int row, int column) {
+                    return unsigned(in_shared<std::array<uint16_t, 8>>(rows[8 * i + row][0])[column]);
+                };
+                const int g = lane / 4, t = lane % 4;
+                lanes[lane][i] = TRANSPOSED ? element(2 * t, g) | element(2 * t + 1, g) << 16
+                                            : element(g, 2 * t) | element(g, 2 * t + 1) << 16;
+            }
+    });
+    for (int i = 0; i < 4; ++i) r.set(i, got[i]);
+}
+
 // ---- instructions
 
 // Copies happen as late as they may: in the wait for them.
@@ -147,11 +174,18 @@ inline const std::map<std::string, void (*)(const Registers&)> INSTRUCTIONS = {
          r.set(0, unsigned(__float2bfloat16(r.f32(1)).bits) << 16 | __float2bfloat16(r.f32(2)).bits);
      }},
     {"cvt.rn.f16.f32", [](const Registers& r) { r.set(0, to_half(r.f32(1))); }},
+    {"ex2.approx.ftz.f32", [](const Registers& r) { r.set(0, std::exp2(r.f32(1))); }},
+    {"ldmatrix.sync.aligned.m8n8.x4.shared.b16", load_matrices<false>},
+    {"ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16", load_matrices<true>},
     // Of a register to a pair.
     {"mov.b32", [](const Registers& r) { r.set(0, r.u32(2) & 0xffff), r.set(1, r.u32(2) >> 16); }},
     {"prmt.b32", [](const Registers& r) { r.set(0, prmt(r.u32(1), r.u32(2), r.u32(3))); }},
     {"rcp.approx.ftz.f32", [](const Registers& r) { r.set(0, 1.0f / r.f32(1)); }},
     {"rsqrt.approx.ftz.f32", [](const Registers& r) { r.set(0, 1.0f / std::sqrt(r.f32(1))); }},
+    {"st.shared.u16", [](const Registers& r) { in_shared<uint16_t>(r.u32(0)) = r.u32(1); }},
+    {"st.shared.u32", [](const Registers& r) { in_shared<unsigned>(r.u32(0)) = r.u32(1); }},
+    {"st.shared.v4.u32",
+     [](const Registers& r) { in_shared<uint4>(r.u32(0)) = {r.u32(1), r.u32(2), r.u32(3), r.u32(4)}; }},
     {"tanh.approx.f32", [](const Registers& r) { r.set(0, std::tanh(r.f32(1))); }},
     {"mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32", mma<16, 2, Type::S4, Type::S4, int>},
     {"mma.sync.aligned.m16n8k64.row.col.s32.u4.s4.s32", mma<16, 2, Type::U4, Type::S4, int>},

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Compiles every kernel for every architecture that it is for, and checks the machine code: the instruction that the
-# kernel exists for is there, no spills, no subroutine where products are made. Then builds the test program `kernels` (run it on a Hopper GPU).
+# kernel exists for is there, no spills, no subroutine where products are made. Then builds the test programs: `kernels`
+# for a Hopper GPU, and `kernels-sm75`, sm_75's code as PTX, for any (main.cu).
 # Usage: tests/kernels/build.sh NVCC OUT     NVCC: path of nvcc 13.0, with cuobjdump beside it
 set -eu
 nvcc=$(readlink -f "$1") out=$2
@@ -39,15 +40,25 @@ compile gemm_w4a8_sm90 90a 'IGMMA.64x256x32.S8.S8'
 compile gemm_w4a4_sm90 90a 'QGMMA.64x128x32.F32.E4M3.E4M3'
 compile unpack_w4a4_sm90 90a 'PRMT'
 compile attention_sm90 90a 'HGMMA.64x128x16.F32.BF16'
-for arch in 80 86 89 90a 120f; do
-    for unit in gemm_bf16 conv3x3_bf16 gemm_w4a16 attention attention_wide; do
-        compile $unit $arch 'HMMA.16816.F32.BF16'
-    done
+for arch in 75 80 86 89 90a 120f; do
+    [ $arch = 75 ] && product=HMMA.1688.F32 || product=HMMA.16816.F32.BF16
+    for unit in gemm_bf16 conv3x3_bf16 gemm_w4a16 attention attention_wide; do compile $unit $arch $product; done
     for unit in norm group_norm elementwise; do compile $unit $arch 'FFMA'; done
+    compile constants $arch 'F2F'
 done
 for unit in gemm_bf16 conv3x3_bf16; do compile $unit 90a 'HGMMA.64x128x16.F32.BF16'; done
-rm -f "$out/log" "$out/sass"
+rm -f "$out/sass"
 
-"$nvcc" -std=c++17 -O3 -lineinfo -gencode arch=compute_90a,code=sm_90a -I"$kernels" -I"$here" -L"$cuda/lib" \
-    -o "$out/kernels" "$here/main.cu" 2>&1 | grep -v C7519 || true
-ls -l "$out/kernels"
+# program NAME FLAGS...
+program() {
+    name=$1
+    shift
+    "$nvcc" -std=c++17 -O3 "$@" -I"$kernels" -I"$here" -L"$cuda/lib" -o "$out/$name" "$here/main.cu" >"$out/log" 2>&1 ||
+        { cat "$out/log"; fail "$name does not compile"; }
+    grep -v C7519 "$out/log" || true
+    ls -l "$out/$name"
+}
+
+program kernels -lineinfo -gencode arch=compute_90a,code=sm_90a
+program kernels-sm75 -DSVDQ_HOST_ARCH=750 -gencode arch=compute_75,code=compute_75
+rm -f "$out/log"

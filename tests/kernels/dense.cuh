@@ -163,7 +163,11 @@ struct LinearEntry {
     bool any;
 };
 const LinearEntry LINEARS[] = {
-    {gemm_bf16_sm80, "sm80", false}, {gemm_bf16_sm90, "sm90", false}, {gemm_bf16_any_k, "any k", true}};
+    {gemm_bf16_k8, "mma", false},
+#if SVDQ_HOST_ARCH >= 900
+    {gemm_bf16_sm90, "wgmma", false},
+#endif
+    {gemm_bf16_any_k, "any k", true}};
 
 inline void launch(const LinearEntry& e, const LinearParams& p) {
     allow_smem(e.kernel, product::SMEM_BYTES);
@@ -186,13 +190,38 @@ inline void check_linear(int m, int n, int k) {
     }
 }
 
+// Activations from what fp16 rounds off to what it does not hold.
+inline void check_range(float magnitude, double limit) {
+    const int m = 130, n = 72, k = 264;
+    Buffer<bf16> x(m * k), w(n * k);
+    Buffer<float> out(m * n), expected(m * n);
+    fill(x, 10, 0, magnitude, 61, k);
+    fill(w, 2, 0, 1 / std::sqrt(float(k)));
+    for (const LinearEntry& e : LINEARS) {
+        LinearParams p{x, w, m, n, k, {}};
+        p.output.out = {out.data, 1};
+        p.output.pitch = n;
+        launch(e, p);
+        CUDA(cudaGetLastError());
+        plain_linear<<<blocks(m * n), 256>>>(p, nullptr, expected);
+        const Difference d = compare(out.host(), expected.host());
+        char text[100];
+        std::snprintf(text, sizeof text, "linear %s of %.0e: relative %.1e", e.name, magnitude, d.relative);
+        report(d.relative < limit, text);
+    }
+}
+
 struct ConvEntry {
     void (*kernel)(ConvParams);
     const char* name;
     bool any;
 };
 const ConvEntry CONVS[] = {
-    {conv3x3_bf16_sm80, "sm80", false}, {conv3x3_bf16_sm90, "sm90", false}, {conv3x3_bf16_any_c, "any c", true}};
+    {conv3x3_bf16_c8, "mma", false},
+#if SVDQ_HOST_ARCH >= 900
+    {conv3x3_bf16_sm90, "wgmma", false},
+#endif
+    {conv3x3_bf16_any_c, "any c", true}};
 
 inline int pixels(const ConvParams& p) {
     return ((p.height << p.upsample) / p.stride) * ((p.width << p.upsample) / p.stride);
@@ -257,6 +286,9 @@ inline void run(double ceiling) {
                               {1, 8, 8},       {77, 768, 768}, {129, 64, 3072}, {1300, 136, 72}};
     for (auto& s : linears)
         if (!checks_only || s[2] < 300) check_linear(s[0], s[1], s[2]);
+    check_range(1e-4f, ARCH >= 800 ? 2e-5 : 2e-3);  // mma::ACTIVATION
+    check_range(1e4f, 2e-5);                        // 20 times that in some channels
+
     const int convs[][6] = {{13, 17, 16, 24, 1, 0},   {13, 17, 16, 24, 1, 1}, {14, 18, 64, 40, 2, 0},
                             {15, 19, 64, 40, 2, 0},   {9, 11, 4, 8, 1, 0},    {9, 11, 3, 5, 2, 0},
                             {20, 20, 128, 130, 1, 0}, {7, 5, 72, 3, 1, 1},    {1, 1, 8, 8, 1, 0},

@@ -225,5 +225,6 @@ inline double time_ms(const std::function<void(int)>& launch, int batch = 8, int
 
 template <class Kernel>
 void allow_smem(Kernel kernel, int bytes) {
+    if (ARCH < 800 && bytes > 65536) report(false, "a block of sm_75 has no more than 64 KB of shared memory");
     CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
 }

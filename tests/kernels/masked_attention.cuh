@@ -105,7 +105,7 @@ inline void run(double ceiling) {
         check(D128, tokens, 3, 128);
         for (int dim : {16, 64, 96, 240, 512}) {
             check(WIDE, tokens, 2, dim);
-            check(WIDE_Q64, tokens, 2, dim);
+            if (ARCH >= 800) check(WIDE_Q64, tokens, 2, dim);
         }
     }
     if (checks_only) return;

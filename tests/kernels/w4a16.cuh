@@ -65,12 +65,12 @@ struct Weights {
     }
 };
 
-inline void check(int m, int n, int k, int group, int chunks) {
+inline void check(int m, int n, int k, int group, int chunks, float magnitude = 1) {
     const size_t count = size_t(m) * n, guard = 4096;
     Weights w(n, k, group);
     Buffer<bf16> x(size_t(m) * k), narrow(count + guard);
     Buffer<float> out(count + guard), expected(count);
-    fill(x, 44, 0, 1, 61, k);
+    fill(x, 44, 0, magnitude, 61, k);
     for (const Entry& e : ENTRIES) {
         out.poison();
         narrow.poison();
@@ -91,8 +91,8 @@ inline void check(int m, int n, int k, int group, int chunks) {
         Difference d = compare(got, want), d_narrow = compare(got_narrow, want);
         char text[160];
         std::snprintf(text, sizeof text,
-                      "w4a16 %s %d x %d x %d, groups of %d, %d chunks: relative %.1e, as bf16 %.1e%s", e.name, m, n, k,
-                      group, chunks, d.relative, d_narrow.relative, intact ? "" : ", wrote past the end");
+                      "w4a16 %s %d x %d x %d of %.0e, groups of %d, %d chunks: relative %.1e, as bf16 %.1e%s", e.name, m, n,
+                      k, magnitude, group, chunks, d.relative, d_narrow.relative, intact ? "" : ", wrote past the end");
         report(d.relative < 1e-5 && d_narrow.relative < 2.5e-3 && intact,
                text);  // f32 sums in another order; the rounding to bf16
     }
@@ -115,6 +115,7 @@ inline void run() {
     check(7, 96, 192, 64, 3);
     check(50, 204, 640, 128, 1);
     check(20, 192, 576, 64, 6);
+    check(9, 64, 640, 128, 1, 1e4f);
     if (checks_only) return;
     check(28, 18432, 3072, 64, 6);
     time(ENTRIES[0], 4, 18432, 3072, 6);

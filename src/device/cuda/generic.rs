@@ -137,16 +137,23 @@ pub(super) struct MaskedAttentionParams {
 
 /// Pixels of a part of `group_norm_sums`.
 const GROUP_NORM_PIXELS: usize = 128;
-/// Dynamic shared memory of the dense product and of the attention kernels.
-const PRODUCT_SHARED: u32 = 98304;
+/// Dynamic shared memory of the attention kernels.
 const ATTENTION_SHARED: [u32; 2] = [40960, 65536];
-/// Queries of a block of `attention_wide` and its shared memory, where there is more of it, and elsewhere.
-const WIDE: [(u32, u32); 2] = [(64, 123648), (32, 86656)];
+
+/// Dynamic shared memory of the dense product; queries of a block of `attention_wide`, and its shared memory.
+const fn shared_memory(compute_capability: u32) -> (u32, (u32, u32)) {
+    match compute_capability {
+        ..80 => (65536, (32, 53888)),
+        90 => (98304, (64, 123648)),
+        _ => (98304, (32, 86656)),
+    }
+}
 
 /// The functions that every GPU has.
 pub(super) struct Kernels {
     context: Arc<Context>,
     _modules: [Module; 9],
+    product_shared: u32,
     /// For rows of a multiple of eight elements, and of any number.
     linear: [Kernel; 2],
     conv: [Kernel; 2],
@@ -160,7 +167,7 @@ pub(super) struct Kernels {
     group_norm_apply: [Kernel; 2],
     /// Heads of 64 and of 128 channels.
     attention: [Kernel; 2],
-    /// Heads of any number of channels: the kernel, and its `WIDE`.
+    /// Heads of any number of channels: the kernel, its queries and shared memory.
     attention_wide: (Kernel, (u32, u32)),
     convert: Kernel,
     euler_step: Kernel,
@@ -178,17 +185,20 @@ impl Kernels {
         let (norm, group_norm, attention) = (module("norm")?, module("group_norm")?, module("attention")?);
         let (elementwise, constants) = (module("elementwise")?, module("constants")?);
         let wide = module("attention_wide")?;
-        let hopper = context.info.compute_capability == 90;
+        let capability = context.info.compute_capability;
+        let hopper = capability == 90;
+        let (product_shared, wide_shape) = shared_memory(capability);
         let fast = |hopper_name, name| if hopper { hopper_name } else { name };
         Ok(Kernels {
             context: context.clone(),
+            product_shared,
             linear: [
-                gemm.kernel(fast(c"gemm_bf16_sm90", c"gemm_bf16_sm80"), PRODUCT_SHARED)?,
-                gemm.kernel(c"gemm_bf16_any_k", PRODUCT_SHARED)?,
+                gemm.kernel(fast(c"gemm_bf16_sm90", c"gemm_bf16_k8"), product_shared)?,
+                gemm.kernel(c"gemm_bf16_any_k", product_shared)?,
             ],
             conv: [
-                conv.kernel(fast(c"conv3x3_bf16_sm90", c"conv3x3_bf16_sm80"), PRODUCT_SHARED)?,
-                conv.kernel(c"conv3x3_bf16_any_c", PRODUCT_SHARED)?,
+                conv.kernel(fast(c"conv3x3_bf16_sm90", c"conv3x3_bf16_c8"), product_shared)?,
+                conv.kernel(c"conv3x3_bf16_any_c", product_shared)?,
             ],
             w4a16: [w4a16.kernel(c"gemm_w4a16_m8", 0)?, w4a16.kernel(c"gemm_w4a16_m16", 0)?],
             layer_norm: norm.kernel(c"layer_norm", 0)?,
@@ -207,10 +217,10 @@ impl Kernels {
                 attention.kernel(c"attention_d64", ATTENTION_SHARED[0])?,
                 attention.kernel(c"attention_d128", ATTENTION_SHARED[1])?,
             ],
-            attention_wide: match hopper {
-                true => (wide.kernel(c"attention_wide_q64", WIDE[0].1)?, WIDE[0]),
-                false => (wide.kernel(c"attention_wide", WIDE[1].1)?, WIDE[1]),
-            },
+            attention_wide: (
+                wide.kernel(fast(c"attention_wide_q64", c"attention_wide"), wide_shape.1)?,
+                wide_shape,
+            ),
             convert: elementwise.kernel(c"convert", 0)?,
             euler_step: elementwise.kernel(c"euler_step", 0)?,
             to_rgb8: elementwise.kernel(c"to_rgb8", 0)?,
@@ -223,7 +233,13 @@ impl Kernels {
     /// A dense linear.
     pub(super) fn linear(&self, params: &LinearParams) -> Result<()> {
         let kernel = self.linear[usize::from(params.k % 8 != 0)];
-        self.run(kernel, [tiles(params.m as usize, params.n as usize), 1, 1], 128, PRODUCT_SHARED, params)
+        self.run(
+            kernel,
+            [tiles(params.m as usize, params.n as usize), 1, 1],
+            128,
+            self.product_shared,
+            params,
+        )
     }
 
     /// A linear with 4-bit weights in AWQ's layout.
@@ -236,7 +252,7 @@ impl Kernels {
     /// A 3x3 convolution.
     pub(super) fn conv(&self, params: &ConvParams, pixels: usize) -> Result<()> {
         let kernel = self.conv[usize::from(params.c % 8 != 0)];
-        self.run(kernel, [tiles(pixels, params.n as usize), 1, 1], 128, PRODUCT_SHARED, params)
+        self.run(kernel, [tiles(pixels, params.n as usize), 1, 1], 128, self.product_shared, params)
     }
 
     /// LayerNorm or RMSNorm of `rows` rows.
