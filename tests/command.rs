@@ -291,3 +291,30 @@ fn inspect_and_generate_with_a_lora() {
     assert!(half != plain && half != whole && parameters.contains("wild:0.5"), "{parameters}");
     assert!(picture(&[&format!("{file}:0")]).0 == plain);
 }
+
+#[test]
+fn bench_says_what_it_measured() {
+    let args = ["bench", "--size", "32x32", "--steps", "2", "--runs", "1", "--device", "cpu"];
+    let output = svdq(&args);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let lines = text(&output.stdout);
+    for name in ["load", "text encoders", "VAE", "whole image", "a step"] {
+        assert!(lines.lines().any(|line| line.starts_with(name)), "no {name} in {lines}");
+    }
+
+    let output = svdq(&[&args[..], &["--json"]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&json["device"], &json["model"], &json["runs"]), (&"CPU".into(), &"demo".into(), &1.into()));
+    assert!(json["peak_bytes"].is_null() && json["load_ms"].as_f64().unwrap() > 0.0);
+    let size = &json["sizes"][0];
+    assert_eq!((&size["width"], &size["height"], &size["steps"]), (&32.into(), &32.into(), &2.into()));
+    assert!(size["kernels"].as_array().unwrap().is_empty());
+    let time = |name: &str| size[name].as_f64().unwrap();
+    let parts = time("text_encoders_ms") + time("transformer_ms") + time("vae_ms");
+    assert!(parts > 0.0 && parts <= time("image_ms") && time("step_ms") > 0.0);
+
+    let output = svdq(&["bench", "--random-weights", "--model", "flux.2"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("--random-weights needs --model flux.1-dev or flux.1-schnell"));
+}

@@ -1,14 +1,13 @@
 //! A pipeline and its LoRAs on whichever device the context has.
 
-use super::{Context, Timings};
+use super::{Context, StepTimes, Timings};
 use crate::Result;
 use crate::device::cpu::Cpu;
 use crate::device::cuda::Cuda;
 use crate::lora::LoraInfo;
 use crate::ops::Profile;
-use crate::pipeline::flux::{FluxLora, FluxPipeline, ProgressFn, Request};
-use crate::weights::flux::FluxWeights;
-use crate::weights::{Checkpoint, ModelFiles};
+use crate::pipeline::flux::{FluxLora, FluxPipeline, Parts, ProgressFn, Request};
+use crate::weights::Checkpoint;
 
 pub(super) enum Pipeline {
     Cpu(Box<FluxPipeline<Cpu>>),
@@ -25,18 +24,17 @@ impl Pipeline {
     pub(super) fn load(
         context: &Context,
         profile: Profile,
-        files: &ModelFiles,
-        weights: &FluxWeights,
+        parts: &Parts<'_>,
         max_sequence_length: usize,
     ) -> Result<Self> {
         Ok(match &context.gpu {
             Some(gpu) => {
                 let device = Cuda::new(gpu.clone(), profile)?;
-                Pipeline::Cuda(Box::new(FluxPipeline::load(device, files, weights, max_sequence_length)?))
+                Pipeline::Cuda(Box::new(FluxPipeline::load(device, parts, max_sequence_length)?))
             }
             None => {
                 let device = Cpu::new(context.threads, profile)?;
-                Pipeline::Cpu(Box::new(FluxPipeline::load(device, files, weights, max_sequence_length)?))
+                Pipeline::Cpu(Box::new(FluxPipeline::load(device, parts, max_sequence_length)?))
             }
         })
     }
@@ -61,26 +59,21 @@ impl Pipeline {
         loras: &[(&LoraWeights, f32)],
         progress: &mut ProgressFn<'_>,
     ) -> Result<(Vec<u8>, Timings)> {
-        let loras = loras.iter().copied();
         match self {
-            Pipeline::Cpu(pipeline) => {
-                let own: Vec<_> = loras
-                    .filter_map(|(lora, strength)| match lora {
-                        LoraWeights::Cpu(weights) => Some((weights, strength)),
-                        LoraWeights::Cuda(_) => None,
-                    })
-                    .collect();
-                pipeline.generate(request, &own, progress)
-            }
-            Pipeline::Cuda(pipeline) => {
-                let own: Vec<_> = loras
-                    .filter_map(|(lora, strength)| match lora {
-                        LoraWeights::Cuda(weights) => Some((weights, strength)),
-                        LoraWeights::Cpu(_) => None,
-                    })
-                    .collect();
-                pipeline.generate(request, &own, progress)
-            }
+            Pipeline::Cpu(pipeline) => pipeline.generate(request, &on_cpu(loras), progress),
+            Pipeline::Cuda(pipeline) => pipeline.generate(request, &on_cuda(loras), progress),
+        }
+    }
+
+    /// `loras` as for [`Self::generate`].
+    pub(super) fn time_steps(
+        &self,
+        request: &Request<'_>,
+        loras: &[(&LoraWeights, f32)],
+    ) -> Result<StepTimes> {
+        match self {
+            Pipeline::Cpu(pipeline) => pipeline.time_steps(request, &on_cpu(loras)),
+            Pipeline::Cuda(pipeline) => pipeline.time_steps(request, &on_cuda(loras)),
         }
     }
 
@@ -90,4 +83,20 @@ impl Pipeline {
             Pipeline::Cuda(pipeline) => pipeline.size_multiple(),
         }
     }
+}
+
+fn on_cpu<'a>(loras: &[(&'a LoraWeights, f32)]) -> Vec<(&'a FluxLora<Cpu>, f32)> {
+    let own = |&(lora, strength): &(&'a LoraWeights, f32)| match lora {
+        LoraWeights::Cpu(weights) => Some((weights, strength)),
+        LoraWeights::Cuda(_) => None,
+    };
+    loras.iter().filter_map(own).collect()
+}
+
+fn on_cuda<'a>(loras: &[(&'a LoraWeights, f32)]) -> Vec<(&'a FluxLora<Cuda>, f32)> {
+    let own = |&(lora, strength): &(&'a LoraWeights, f32)| match lora {
+        LoraWeights::Cuda(weights) => Some((weights, strength)),
+        LoraWeights::Cpu(_) => None,
+    };
+    loras.iter().filter_map(own).collect()
 }

@@ -3,14 +3,14 @@
 //! A [`Context`] owns the device; a [`Model`] owns weights on it and keeps the context alive; a [`Lora`] belongs to a
 //! model and keeps it alive. All are handles: cloning one is cheap, and they may be used and dropped on any thread in any order.
 
-mod bench;
 mod device;
 mod image;
 mod lora;
 mod model;
 
-pub use crate::pipeline::flux::{Progress, Timings};
-pub use bench::{TransformerTimes, time_transformer};
+pub use crate::ops::{KernelTime, Work};
+pub use crate::pipeline::flux::{Progress, StepTimes, Timings};
+pub use crate::weights::RandomSizes;
 pub use image::{ImageMut, PixelFormat};
 pub use lora::{Lora, LoraInfo};
 pub use model::{GenerateParams, Model, ModelInfo, ModelOptions};
@@ -72,8 +72,17 @@ impl Context {
         Ok(Context { threads, gpu })
     }
 
+    /// Bytes of the GPU's memory that models of this context take now, and the most that they ever took; `None` on the
+    /// CPU.
+    pub fn gpu_memory(&self) -> Option<[u64; 2]> {
+        self.gpu.as_ref().map(Gpu::taken_memory)
+    }
+
     /// The name of the GPU; "CPU" if there is none.
     pub fn device_name(&self) -> &str {
         self.gpu.as_ref().map_or("CPU", |gpu| &gpu.info().name)
     }
 }
+
+#[cfg(test)]
+mod tests;

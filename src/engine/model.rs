@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::device::Pipeline;
-use super::{Context, ImageMut, Lora, Timings};
+use super::device::{LoraWeights, Pipeline};
+use super::{Context, ImageMut, Lora, StepTimes, Timings};
 use crate::ops::Profile;
-use crate::pipeline::flux::{ProgressFn, Request};
+use crate::pipeline::flux::{Parts, ProgressFn, Request};
 use crate::weights::flux::FluxWeights;
-use crate::weights::{ModelFiles, PartKind};
+use crate::weights::random::{RandomParts, RandomSizes};
+use crate::weights::{Checkpoint, Defaults, ModelFiles, PartKind};
 use crate::{Error, Result};
 
 /// Sides and area beyond which an image is refused. FLUX.1 is trained up to 2 megapixels.
@@ -89,14 +90,36 @@ impl Model {
     /// Names the file, and the tensor or key in it, that is missing, broken or contradicts another.
     pub fn load(context: &Context, options: &ModelOptions) -> Result<Self> {
         let files = ModelFiles::find(&options.sources)?;
-        let weights = FluxWeights::open(files.part(PartKind::Transformer))?;
+        let transformer = &FluxWeights::open(files.part(PartKind::Transformer))?;
+        let [clip, t5, vae] = [PartKind::Clip, PartKind::T5, PartKind::Vae]
+            .map(|kind| Checkpoint::open_part(files.part(kind), kind));
+        let parts = Parts { transformer, clip: &clip?, t5: &t5?, vae: &vae?, folder: files.folder() };
+        Self::of_parts(context, options.profile, &parts, &files.defaults())
+    }
+
+    /// A model of these sizes whose weights are random: it is as fast as a real one.
+    ///
+    /// # Errors
+    /// As [`Model::load`], for sizes that make no model.
+    pub fn random(context: &Context, sizes: &RandomSizes, profile: Option<Profile>) -> Result<Self> {
+        let RandomParts { transformer, clip, t5, vae } = &RandomParts::new(sizes)?;
+        let parts = Parts { transformer, clip, t5, vae, folder: None };
+        Self::of_parts(context, profile, &parts, &Defaults::default())
+    }
+
+    fn of_parts(
+        context: &Context,
+        profile: Option<Profile>,
+        parts: &Parts<'_>,
+        defaults: &Defaults,
+    ) -> Result<Self> {
+        let weights = parts.transformer;
         let guidance = weights.config().guidance_embeds;
-        let defaults = files.defaults();
         // What FLUX.1-dev and schnell are meant for.
         let (tokens, steps) = if guidance { (512, 28) } else { (256, 4) };
-        let profile = options.profile.unwrap_or(Profile::W4A8);
+        let profile = profile.unwrap_or(Profile::W4A8);
         let tokens = defaults.max_sequence_length.unwrap_or(tokens);
-        let pipeline = Pipeline::load(context, profile, &files, &weights, tokens)?;
+        let pipeline = Pipeline::load(context, profile, parts, tokens)?;
         let info = ModelInfo {
             guidance,
             rank: weights.rank(),
@@ -141,19 +164,21 @@ impl Model {
                 params.height
             )));
         }
-        let request = Request {
-            prompt: params.prompt,
-            width: params.width as usize,
-            height: params.height as usize,
-            steps: params.steps as usize,
-            guidance: params.guidance,
-            seed: params.seed,
-        };
-        let loras: Vec<_> = params.loras.iter().map(|(lora, strength)| (lora.weights(), *strength)).collect();
+        let (request, loras) = (request(&params), weights(&params));
         let _running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
         let (rgb, timings) = self.0.pipeline.generate(&request, &loras, progress)?;
         image.write_rgb8(&rgb);
         Ok(timings)
+    }
+
+    /// Measures the steps of an image, without making it.
+    ///
+    /// # Errors
+    /// As [`Self::generate`].
+    pub fn time_steps(&self, params: &GenerateParams<'_>) -> Result<StepTimes> {
+        let params = self.resolve(params)?;
+        let _running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.pipeline.time_steps(&request(&params), &weights(&params))
     }
 
     /// The parameters with the model's defaults in place of zeros.
@@ -202,4 +227,20 @@ impl Model {
         }
         Ok(GenerateParams { width, height, steps, guidance, ..params.clone() })
     }
+}
+
+/// What the pipeline is asked for. `params` are resolved.
+fn request<'a>(params: &GenerateParams<'a>) -> Request<'a> {
+    Request {
+        prompt: params.prompt,
+        width: params.width as usize,
+        height: params.height as usize,
+        steps: params.steps as usize,
+        guidance: params.guidance,
+        seed: params.seed,
+    }
+}
+
+fn weights<'a>(params: &GenerateParams<'a>) -> Vec<(&'a LoraWeights, f32)> {
+    params.loras.iter().map(|(lora, strength)| (lora.weights(), *strength)).collect()
 }

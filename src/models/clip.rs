@@ -113,22 +113,26 @@ impl<D: Device> Clip<D> {
     /// Reads a folder of `config.json` and safetensors, or a file on its own, with or without FLUX.1's `text_model.`
     /// before the names of the tensors.
     pub fn load(dev: &D, path: &Path) -> Result<Self> {
-        let weights = Checkpoint::open_part(path, PartKind::Clip)?;
+        Self::new(dev, &Checkpoint::open_part(path, PartKind::Clip)?)
+    }
+
+    /// As [`Clip::load`], with a checkpoint that is open already.
+    pub(crate) fn new(dev: &D, weights: &Checkpoint) -> Result<Self> {
         let prefixed = weights.get("text_model.final_layer_norm.weight").is_some();
-        let names = Names { weights: &weights, prefix: if prefixed { "text_model." } else { "" } };
+        let names = Names { weights, prefix: if prefixed { "text_model." } else { "" } };
         let config_path = weights.config_path();
         let config: Config = match &config_path {
             Some(path) => read_json(path)?,
             None => Config::of_tensors(&names)?,
         };
-        let act = config.check(config_path.as_deref().unwrap_or(path))?;
+        let act = config.check(config_path.as_deref().unwrap_or(weights.path()))?;
         let (hidden, heads) = (config.hidden_size, config.num_attention_heads);
 
         let mut sites = Sites::default();
         let tokens = names.name("embeddings.token_embedding.weight");
         let positions = names.name("embeddings.position_embedding.weight");
         Ok(Clip {
-            tokens: Embedding::load(&weights, &tokens, config.vocab_size, hidden)?,
+            tokens: Embedding::load(weights, &tokens, config.vocab_size, hidden)?,
             positions: weights.f32(&positions, &[config.max_position_embeddings, hidden])?,
             layers: (0..config.num_hidden_layers)
                 .map(|i| names.layer(dev, &mut sites, i, &config, act))

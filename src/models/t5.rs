@@ -118,19 +118,23 @@ struct Layer<D: Device> {
 impl<D: Device> T5<D> {
     /// Reads a folder of `config.json` and safetensors, or a file on its own, Nunchaku's 4-bit one too.
     pub fn load(dev: &D, path: &Path) -> Result<Self> {
-        let weights = Checkpoint::open_part(path, PartKind::T5)?;
+        Self::new(dev, &Checkpoint::open_part(path, PartKind::T5)?)
+    }
+
+    /// As [`T5::load`], with a checkpoint that is open already.
+    pub(crate) fn new(dev: &D, weights: &Checkpoint) -> Result<Self> {
         let config_path = weights.config_path();
         let config: Config = match &config_path {
             Some(path) => read_json(path)?,
-            None => Config::of_tensors(&weights)?,
+            None => Config::of_tensors(weights)?,
         };
-        let path = config_path.as_deref().unwrap_or(path);
+        let path = config_path.as_deref().unwrap_or(weights.path());
         config.check(path)?;
         let (d_model, heads) = (config.d_model, config.num_heads);
         let buckets = config.relative_attention_num_buckets;
         let mut sites = Sites::default();
         Ok(T5 {
-            tokens: Embedding::load(&weights, tokens(&weights), config.vocab_size, d_model)?,
+            tokens: Embedding::load(weights, tokens(weights), config.vocab_size, d_model)?,
             distances: Distances {
                 table: weights.f32(DISTANCES, &[buckets, heads])?,
                 heads,
@@ -138,7 +142,7 @@ impl<D: Device> T5<D> {
                 far: config.relative_attention_max_distance,
             },
             layers: (0..config.num_layers)
-                .map(|i| Layer::load(dev, &mut sites, &weights, i, &config, path))
+                .map(|i| Layer::load(dev, &mut sites, weights, i, &config, path))
                 .collect::<Result<_>>()?,
             final_norm: dev
                 .load_tensor(&weights.f32("encoder.final_layer_norm.weight", &[d_model])?, d_model)?,

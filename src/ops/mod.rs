@@ -7,6 +7,7 @@
 //! Notation: a tensor is a row-major matrix `[rows, cols]`; a row is a token (text), a patch (image)
 //! or a pixel (VAE). `x[m,k]` is an activation, `W[n,k]` a weight, `y = x Wᵀ + b`.
 
+mod profile;
 #[cfg(test)]
 pub(crate) mod shapes;
 mod source;
@@ -14,6 +15,7 @@ mod source;
 use std::ops::Range;
 
 use crate::Result;
+pub use profile::{KernelTime, Work};
 pub use source::{
     AwqSource, Codes, ConvSource, DenseSource, LinearSource, LowRankSource, Storage, SvdqSource,
 };
@@ -308,6 +310,12 @@ pub trait Device: Send + Sync + Sized {
     /// that its operations depend on beside the contents of tensors: the [`Device::place`] of those that outlive it,
     /// sizes, and what is attached.
     fn repeat(&self, key: &[u64], step: &mut dyn FnMut() -> Result<()>) -> Result<()>;
+    /// Does `work` and waits for it; says what its kernels took, one after the other, where they can be told apart. What was
+    /// asked of the device before is waited for, too, and recorded steps are asked for anew.
+    fn profile(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Vec<KernelTime>> {
+        work().map(|()| vec![])
+    }
+
     /// Where `x` lies: no other tensor lies there at the same time.
     fn place(&self, x: &Self::Tensor) -> u64;
 

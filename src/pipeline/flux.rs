@@ -1,20 +1,25 @@
 //! The FLUX.1 recipe: prompt → embeddings → denoised latents → 8-bit RGB (diffusers' `FluxPipeline`).
 
+mod bench;
+
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+pub use bench::StepTimes;
 
 use super::latents;
 use super::noise::randn;
 use super::sampler::{Schedule, SchedulerConfig};
 use super::tokenizer::{Kind, Tokenizer};
 use crate::lora::{self, Attached, LoraInfo, Patch, Run, Sites};
-use crate::models::{clip::Clip, flux::Flux, t5::T5, vae::Vae};
+use crate::models::clip::Clip;
+use crate::models::flux::{Conditioning, Flux, Sequence};
+use crate::models::{t5::T5, vae::Vae};
 use crate::ops::Device;
 use crate::weights::flux::FluxWeights;
-use crate::weights::{Checkpoint, ModelFiles, PartKind};
+use crate::weights::{Checkpoint, PipelineFolder};
 use crate::{Error, Result};
 
 /// One image to make. Every field is already checked against the model.
@@ -76,6 +81,20 @@ pub struct FluxPipeline<D: Device> {
     loras: AtomicU64,
 }
 
+/// What a pipeline is made of.
+pub struct Parts<'a> {
+    /// The transformer.
+    pub transformer: &'a FluxWeights,
+    /// CLIP's text encoder.
+    pub clip: &'a Checkpoint,
+    /// T5's encoder.
+    pub t5: &'a Checkpoint,
+    /// The VAE.
+    pub vae: &'a Checkpoint,
+    /// Of tokenizers and schedule; FLUX.1's if there is none.
+    pub folder: Option<&'a PipelineFolder>,
+}
+
 struct Networks<D: Device> {
     clip: Clip<D>,
     t5: T5<D>,
@@ -100,6 +119,13 @@ struct Job<'a> {
     latent_size: [usize; 2],
 }
 
+impl Job<'_> {
+    /// Rows and columns of patches.
+    fn grid(&self) -> [usize; 2] {
+        self.latent_size.map(|side| side / 2)
+    }
+}
+
 /// What the memory that a run takes depends on: prompts are of one length.
 #[derive(Clone, PartialEq, Eq)]
 struct Size {
@@ -109,18 +135,12 @@ struct Size {
 }
 
 impl<D: Device> FluxPipeline<D> {
-    /// Loads the parts in `files`, and the transformer from `weights`, onto `dev`. Prompts are padded or cut to
-    /// `max_sequence_length` T5 tokens. Tokenizers and schedule are FLUX.1's if no pipeline folder has others.
-    pub fn load(
-        dev: D,
-        files: &ModelFiles,
-        weights: &FluxWeights,
-        max_sequence_length: usize,
-    ) -> Result<Self> {
-        dev.reserve(|dev| Networks::load(dev, files, weights).map(drop))?;
-        let networks = Networks::load(&dev, files, weights)?;
+    /// Loads `parts` onto `dev`. Prompts are padded or cut to `max_sequence_length` T5 tokens.
+    pub fn load(dev: D, parts: &Parts<'_>, max_sequence_length: usize) -> Result<Self> {
+        dev.reserve(|dev| Networks::load(dev, parts).map(drop))?;
+        let networks = Networks::load(&dev, parts)?;
         let (clip, t5) = (&networks.clip, &networks.t5);
-        let (clip_tokenizer, t5_tokenizer, scheduler) = match files.folder() {
+        let (clip_tokenizer, t5_tokenizer, scheduler) = match parts.folder {
             Some(folder) => (
                 Tokenizer::open(&folder.tokenizer(), Kind::Clip, clip.max_tokens())?,
                 Tokenizer::open(&folder.tokenizer_2(), Kind::T5, max_sequence_length)?,
@@ -129,11 +149,11 @@ impl<D: Device> FluxPipeline<D> {
             None => (
                 Tokenizer::flux_1(Kind::Clip, clip.max_tokens())?,
                 Tokenizer::flux_1(Kind::T5, max_sequence_length)?,
-                SchedulerConfig::flux_1(weights.config().guidance_embeds),
+                SchedulerConfig::flux_1(parts.transformer.config().guidance_embeds),
             ),
         };
-        check_vocabulary(files.part(PartKind::Clip), &clip_tokenizer, clip.vocabulary())?;
-        check_vocabulary(files.part(PartKind::T5), &t5_tokenizer, t5.vocabulary())?;
+        check_vocabulary(parts.clip, &clip_tokenizer, clip.vocabulary())?;
+        check_vocabulary(parts.t5, &t5_tokenizer, t5.vocabulary())?;
         Ok(FluxPipeline {
             dev,
             clip_tokenizer,
@@ -175,14 +195,9 @@ impl<D: Device> FluxPipeline<D> {
         progress: &mut ProgressFn<'_>,
     ) -> Result<(Vec<u8>, Timings)> {
         let start = Instant::now();
-        let attached = self.networks.attach(loras)?;
-        let job = self.job(request)?;
+        let (attached, job) = (self.networks.attach(loras)?, self.job(request)?);
         let tokenize = start.elapsed();
-        let loras =
-            loras.iter().filter(|(_, strength)| *strength != 0.0).map(|(lora, _)| lora.number).collect();
-        self.reserve(Size { latent_size: job.latent_size, steps: request.steps, loras }, |dev| {
-            self.networks.run(dev, &job, &attached, &mut |_| ControlFlow::Continue(())).map(drop)
-        })?;
+        self.reserve(&job, &attached, loras)?;
         let (rgb, timings) = self.networks.run(&self.dev, &job, &attached, progress)?;
         Ok((rgb, Timings { encode: tokenize + timings.encode, ..timings }))
     }
@@ -199,12 +214,24 @@ impl<D: Device> FluxPipeline<D> {
         })
     }
 
-    /// Memory for `run`, which is of this size, unless it is there since the last one.
-    fn reserve(&self, size: Size, run: impl FnOnce(&D) -> Result<()>) -> Result<()> {
+    /// Memory for the run, unless it is there since the last one.
+    fn reserve(
+        &self,
+        job: &Job<'_>,
+        attached: &[Attached<'_, D>; 3],
+        loras: &[(&FluxLora<D>, f32)],
+    ) -> Result<()> {
+        let used = loras.iter().filter(|(_, strength)| *strength != 0.0);
+        let size = Size {
+            latent_size: job.latent_size,
+            steps: job.request.steps,
+            loras: used.map(|(lora, _)| lora.number).collect(),
+        };
         let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
         if reserved.as_ref() != Some(&size) {
             *reserved = None;
-            self.dev.reserve(run)?;
+            let go_on = &mut |_| ControlFlow::Continue(());
+            self.dev.reserve(|dev| self.networks.run(dev, job, attached, go_on).map(drop))?;
             *reserved = Some(size);
         }
         Ok(())
@@ -212,12 +239,11 @@ impl<D: Device> FluxPipeline<D> {
 }
 
 impl<D: Device> Networks<D> {
-    fn load(dev: &D, files: &ModelFiles, weights: &FluxWeights) -> Result<Self> {
-        let clip = Clip::load(dev, files.part(PartKind::Clip))?;
-        let t5 = T5::load(dev, files.part(PartKind::T5))?;
-        let vae = Vae::load(dev, files.part(PartKind::Vae))?;
-        check_sizes(weights, t5.hidden(), clip.hidden(), 4 * vae.latent_channels())?;
-        Ok(Networks { clip, t5, flux: Flux::load(dev, weights)?, vae })
+    fn load(dev: &D, parts: &Parts<'_>) -> Result<Self> {
+        let (clip, t5) = (Clip::new(dev, parts.clip)?, T5::new(dev, parts.t5)?);
+        let vae = Vae::new(dev, parts.vae)?;
+        check_sizes(parts.transformer, t5.hidden(), clip.hidden(), 4 * vae.latent_channels())?;
+        Ok(Networks { clip, t5, flux: Flux::load(dev, parts.transformer)?, vae })
     }
 
     fn sites(&self) -> [&Sites; 3] {
@@ -264,24 +290,54 @@ impl<D: Device> Networks<D> {
         text: D::Tensor,
         progress: &mut ProgressFn<'_>,
     ) -> Result<Vec<f32>> {
+        let mut image = self.noise(run, job, pooled, text)?;
+        for step in 0..job.request.steps {
+            report(progress, Progress::Denoise { step, steps: job.request.steps })?;
+            image.step(step)?;
+        }
+        Ok(latents::unpack(&run.dev.download(&image.latents)?, self.vae.latent_channels(), job.latent_size))
+    }
+
+    /// The image before its first step.
+    fn noise<'a>(
+        &'a self,
+        run: Run<'a, D>,
+        job: &'a Job<'_>,
+        pooled: &[f32],
+        text: D::Tensor,
+    ) -> Result<Denoising<'a, D>> {
         let &Job { request: &Request { steps, guidance, seed, .. }, ref schedule, latent_size, .. } = job;
         // In f32 on every device, so that all make the same picture.
         let timesteps: Vec<f32> = (0..steps).map(|step| schedule.timestep(step, |value| value)).collect();
-        let mut conditioning = self.flux.condition(run, &timesteps, guidance, pooled)?;
-        let grid = latent_size.map(|side| side / 2);
+        let conditioning = self.flux.condition(run, &timesteps, guidance, pooled)?;
+        let grid = job.grid();
         let sequence = self.flux.sequence(run, &text, job.t5_ids.len(), grid)?;
         drop(text);
 
         let channels = self.vae.latent_channels();
         let noise = randn(seed, channels * latent_size[0] * latent_size[1]);
-        let mut latents = run.dev.upload(&latents::pack(&noise, channels, latent_size), 4 * channels)?;
-        let mut velocity = run.dev.empty(grid[0] * grid[1], 4 * channels)?;
-        for step in 0..steps {
-            report(progress, Progress::Denoise { step, steps })?;
-            self.flux.velocity(run, &latents, &sequence, &mut conditioning, step, &mut velocity)?;
-            run.dev.euler_step(&mut latents, &velocity, schedule.dt(step))?;
-        }
-        Ok(latents::unpack(&run.dev.download(&latents)?, channels, latent_size))
+        let latents = run.dev.upload(&latents::pack(&noise, channels, latent_size), 4 * channels)?;
+        let velocity = run.dev.empty(grid[0] * grid[1], 4 * channels)?;
+        Ok(Denoising { flux: &self.flux, run, schedule, sequence, conditioning, latents, velocity })
+    }
+}
+
+/// An image between two steps.
+struct Denoising<'a, D: Device> {
+    flux: &'a Flux<D>,
+    run: Run<'a, D>,
+    schedule: &'a Schedule,
+    sequence: Sequence<D>,
+    conditioning: Conditioning<D>,
+    latents: D::Tensor,
+    velocity: D::Tensor,
+}
+
+impl<D: Device> Denoising<'_, D> {
+    fn step(&mut self, step: usize) -> Result<()> {
+        let Denoising { flux, run, ref sequence, .. } = *self;
+        flux.velocity(run, &self.latents, sequence, &mut self.conditioning, step, &mut self.velocity)?;
+        run.dev.euler_step(&mut self.latents, &self.velocity, self.schedule.dt(step))
     }
 }
 
@@ -319,7 +375,7 @@ fn check_sizes(weights: &FluxWeights, t5: usize, clip: usize, patch: usize) -> R
 }
 
 /// Every token of the tokenizer must have a row in its encoder's table.
-fn check_vocabulary(encoder: &Path, tokenizer: &Tokenizer, rows: usize) -> Result<()> {
+fn check_vocabulary(encoder: &Checkpoint, tokenizer: &Tokenizer, rows: usize) -> Result<()> {
     let tokens = tokenizer.vocabulary();
     if tokens <= rows {
         return Ok(());
@@ -327,5 +383,5 @@ fn check_vocabulary(encoder: &Path, tokenizer: &Tokenizer, rows: usize) -> Resul
     let what = format!(
         "has {rows} tokens, but its tokenizer {tokens}: of a model with tokenizers of its own, the pipeline folder is needed"
     );
-    Err(Error::WrongModel { path: encoder.into(), what })
+    Err(Error::WrongModel { path: encoder.path().into(), what })
 }

@@ -107,12 +107,12 @@ impl Checkpoint {
     /// A checkpoint whose tensors are ranges, which may overlap, of blocks of memory.
     pub(super) fn from_blocks(
         path: &Path,
-        config: &str,
+        config: Option<String>,
         blocks: impl IntoIterator<Item = Vec<u8>>,
         tensors: Vec<Placed>,
     ) -> Self {
         let mut checkpoint = Checkpoint::empty(path);
-        checkpoint.metadata.insert("config".into(), config.into());
+        checkpoint.metadata.extend(config.map(|config| ("config".into(), config)));
         let shard = |block| Shard { path: path.into(), bytes: Bytes::Owned(block) };
         checkpoint.shards.extend(blocks.into_iter().map(shard));
         let entry = |(name, dtype, shape, shard, range): Placed| {

@@ -12,7 +12,7 @@ mod names;
 mod numbers;
 pub mod pack;
 mod pipeline;
-mod random;
+pub(crate) mod random;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -23,4 +23,5 @@ pub use json::{parse_json, read_json, read_text};
 pub use names::PartKind;
 pub use numbers::Numbers;
 pub use pipeline::{Defaults, PipelineFolder};
+pub use random::RandomSizes;
 pub use safetensors::Dtype;

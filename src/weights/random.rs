@@ -1,5 +1,7 @@
 //! Checkpoints of random numbers, to measure full-size models without their files.
 
+mod parts;
+
 use std::path::Path;
 
 use half::bf16;
@@ -10,14 +12,59 @@ use super::checkpoint::Placed;
 use super::flux::{FluxConfig, FluxWeights, inventory};
 use crate::Result;
 
-impl FluxWeights {
-    /// A 4-bit FLUX transformer of the given sizes with random codes, scales and branches. Norms and smoothing vectors
-    /// are near 1 and everything else is small, so that activations stay finite. Takes little memory: the
-    /// tensors share their bytes.
+/// Sizes of the networks of a FLUX.1 pipeline whose weights are random.
+#[derive(Clone, Debug)]
+pub struct RandomSizes {
+    /// Of the transformer.
+    pub transformer: FluxConfig,
+    /// Rank of its low-rank branches.
+    pub rank: usize,
+    /// Layers of T5, attention heads of 64 channels, and channels of its MLP. Tokens have the channels that the
+    /// transformer takes.
+    pub t5: [usize; 3],
+    /// Layers of CLIP.
+    pub clip: usize,
+    /// Channels of the VAE's levels from the image to the latents, multiples of 32. Latents have a quarter of the
+    /// transformer's channels.
+    pub vae: Vec<usize>,
+}
+
+impl RandomSizes {
+    /// FLUX.1 with T5-XXL, CLIP-L and its own VAE.
+    pub fn flux_1(transformer: FluxConfig) -> Self {
+        RandomSizes { transformer, rank: 32, t5: [24, 64, 10240], clip: 12, vae: vec![128, 256, 512, 512] }
+    }
+}
+
+/// The checkpoints of a pipeline.
+pub(crate) struct RandomParts {
+    pub(crate) transformer: FluxWeights,
+    pub(crate) clip: Checkpoint,
+    pub(crate) t5: Checkpoint,
+    pub(crate) vae: Checkpoint,
+}
+
+impl RandomParts {
+    /// Random codes, scales and weights. Norms and smoothing vectors are near 1 and everything else is small, so that
+    /// activations stay finite. Takes little memory: the tensors of a checkpoint share their bytes.
     ///
     /// # Errors
     /// As [`FluxWeights::open`], for sizes that the format cannot hold.
-    pub fn random(config: &FluxConfig, rank: usize) -> Result<Self> {
+    pub(crate) fn new(sizes: &RandomSizes) -> Result<Self> {
+        let FluxConfig { joint_attention_dim, pooled_projection_dim, in_channels, .. } = sizes.transformer;
+        let random = |tensors| checkpoint("random weights", None, tensors);
+        Ok(RandomParts {
+            transformer: FluxWeights::random(&sizes.transformer, sizes.rank)?,
+            clip: random(parts::clip(pooled_projection_dim, sizes.clip)),
+            t5: random(parts::t5(joint_attention_dim, sizes.t5)),
+            vae: random(parts::vae(in_channels / 4, &sizes.vae)),
+        })
+    }
+}
+
+impl FluxWeights {
+    /// A 4-bit FLUX transformer of the given sizes.
+    fn random(config: &FluxConfig, rank: usize) -> Result<Self> {
         let tensors = inventory(config, rank);
         let config = serde_json::json!({
             "num_layers": config.num_layers,
@@ -31,7 +78,7 @@ impl FluxWeights {
             "guidance_embeds": config.guidance_embeds,
             "axes_dims_rope": config.axes_dims_rope,
         });
-        FluxWeights::from_checkpoint(checkpoint("random weights", &config.to_string(), tensors)?)
+        FluxWeights::from_checkpoint(checkpoint("random weights", Some(config.to_string()), tensors))
     }
 }
 
@@ -74,7 +121,7 @@ impl Kind {
 }
 
 /// A checkpoint with these tensors and this config in its metadata.
-fn checkpoint(label: &str, config: &str, tensors: Vec<(String, Dtype, Vec<usize>)>) -> Result<Checkpoint> {
+fn checkpoint(label: &str, config: Option<String>, tensors: Vec<(String, Dtype, Vec<usize>)>) -> Checkpoint {
     let bytes = |dtype: Dtype, shape: &[usize]| shape.iter().product::<usize>() * dtype.bitsize() / 8;
     let mut longest = [0; 3];
     let placed: Vec<Placed> = tensors
@@ -87,7 +134,7 @@ fn checkpoint(label: &str, config: &str, tensors: Vec<(String, Dtype, Vec<usize>
         })
         .collect();
     let blocks = [Kind::Bits, Kind::Unit, Kind::Small].map(|kind| kind.fill(longest[kind as usize]));
-    Ok(Checkpoint::from_blocks(Path::new(label), config, blocks, placed))
+    Checkpoint::from_blocks(Path::new(label), config, blocks, placed)
 }
 
 #[cfg(test)]

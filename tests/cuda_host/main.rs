@@ -141,8 +141,17 @@ fn reported(name: &str, run: impl FnOnce((&str, &str)) -> Output) -> (Output, Ha
 /// Nothing is left on the GPU, and nothing was asked of the driver that it would have refused.
 #[track_caller]
 fn nothing_left(counts: &HashMap<String, i64>) {
-    let all =
-        ["live_allocations", "live_bytes", "contexts", "streams", "modules", "graphs", "pushed", "wrong"];
+    let all = [
+        "live_allocations",
+        "live_bytes",
+        "contexts",
+        "streams",
+        "modules",
+        "graphs",
+        "events",
+        "pushed",
+        "wrong",
+    ];
     for name in all {
         assert_eq!(counts[name], 0, "{name}: {counts:?}");
     }
@@ -157,7 +166,8 @@ fn an_image_leaves_nothing_behind() {
     assert!(counts["launches"] > 100, "{counts:?}");
 }
 
-/// Of three images of four steps, one step runs as it is and one is recorded; the later images record nothing.
+/// Of three images of four steps, one step runs as it is and one is recorded; the later images record nothing. The steps
+/// that are timed after them have one more tensor on the device, and are recorded once, too.
 #[test]
 #[cfg_attr(not(svdq_kernels), ignore = "this build has no GPU kernels")]
 fn a_step_is_recorded_once() {
@@ -165,7 +175,7 @@ fn a_step_is_recorded_once() {
     let (output, counts) = reported("recorded", |report| svdq(&args, &FAKE, &[report]));
     succeeds(&output);
     nothing_left(&counts);
-    assert_eq!([counts["recordings"], counts["replays"]], [1, 3 * 4 - 1], "{counts:?}");
+    assert_eq!([counts["recordings"], counts["replays"]], [2, 3 * 4 - 1 + 6 * 4 + 1], "{counts:?}");
 }
 
 #[test]
@@ -180,7 +190,7 @@ fn later_images_allocate_nothing() {
         nothing_left(&counts);
         counts
     });
-    assert!(many["launches"] > 2 * few["launches"]);
+    assert!(many["launches"] > few["launches"]);
     assert_eq!(few["allocations"], many["allocations"]);
 }
 

@@ -85,9 +85,13 @@ impl ModelArgs {
 
     /// Loads the model.
     pub(crate) fn load(&self) -> Result<Model, Failure> {
-        let context = self.context()?;
+        self.load_into(&self.context()?)
+    }
+
+    /// Loads the model for a device that is open already.
+    pub(crate) fn load_into(&self, context: &Context) -> Result<Model, Failure> {
         let options = ModelOptions { sources: self.sources()?, profile: self.profile };
-        Ok(Model::load(&context, &options)?)
+        Ok(Model::load(context, &options)?)
     }
 
     /// Loads the LoRAs for the model that [`Self::load`] gave.

@@ -7,7 +7,7 @@ use std::ffi::{CStr, c_char, c_void};
 
 use cudarc::driver::sys;
 pub(super) use sys::{
-    CUcontext, CUdevice, CUdevice_attribute_enum as Attribute, CUdeviceptr, CUfunction,
+    CUcontext, CUdevice, CUdevice_attribute_enum as Attribute, CUdeviceptr, CUevent, CUfunction,
     CUfunction_attribute_enum as FunctionAttribute, CUgraph, CUgraphExec, CUmodule, CUstream,
     CUstreamCaptureMode_enum as CaptureMode, CUtensorMap, CUtensorMapDataType_enum as TensorMapType,
     CUtensorMapFloatOOBfill_enum as Fill, CUtensorMapInterleave_enum as Interleave,
@@ -102,6 +102,10 @@ functions! {
     cuGraphLaunch(executable: CUgraphExec, stream: CUstream);
     cuGraphExecDestroy(executable: CUgraphExec);
     cuGraphDestroy(graph: CUgraph);
+    cuEventCreate(event: *mut CUevent, flags: u32);
+    cuEventRecord(event: CUevent, stream: CUstream);
+    cuEventElapsedTime(milliseconds: *mut f32, from: CUevent, to: CUevent);
+    cuEventDestroy_v2(event: CUevent);
     cuMemGetInfo_v2(free: *mut usize, total: *mut usize);
     cuMemAlloc_v2(pointer: *mut CUdeviceptr, bytes: usize);
     cuMemFree_v2(pointer: CUdeviceptr);

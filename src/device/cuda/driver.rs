@@ -11,6 +11,7 @@ use std::thread::ThreadId;
 
 use super::api::{Api, Attribute, CUcontext, CUdevice, CUstream, CUuuid, CaptureMode, Code, Status};
 use super::graph::Recorded;
+use super::profile::Profiler;
 use crate::{Error, Result};
 
 /// A GPU that the NVIDIA driver offers.
@@ -109,6 +110,7 @@ pub(super) struct Context {
     recording: Mutex<Option<(ThreadId, CUstream)>>,
     /// Held by who records.
     recorder: Mutex<()>,
+    pub(super) profiler: Profiler,
     device: CUdevice,
     context: CUcontext,
     /// Why the context is of no use any more.
@@ -160,6 +162,7 @@ impl Context {
             stream: null_mut(),
             recording: Mutex::default(),
             recorder: Mutex::default(),
+            profiler: Profiler::default(),
             device,
             context: null_mut(),
             lost: OnceLock::new(),
@@ -197,6 +200,7 @@ impl Context {
             stream: null_mut(),
             recording: Mutex::default(),
             recorder: Mutex::default(),
+            profiler: Profiler::default(),
             device: self.device,
             context: null_mut(),
             lost: OnceLock::new(),

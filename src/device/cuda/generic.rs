@@ -11,7 +11,7 @@ use super::driver::Context;
 use super::kernels::{Grid, Kernel, Module, argument};
 use super::tensor::Elements;
 use crate::Result;
-use crate::ops::Activation;
+use crate::ops::{Activation, Work};
 
 /// `product::Output`: `out = act(sum + bias + before) · by · gate + add`, where 0 stands for what is absent.
 /// Tensors have rows of `pitch` elements.
@@ -232,32 +232,33 @@ impl Kernels {
 
     /// A dense linear.
     pub(super) fn linear(&self, params: &LinearParams) -> Result<()> {
-        let kernel = self.linear[usize::from(params.k % 8 != 0)];
-        self.run(
-            kernel,
-            [tiles(params.m as usize, params.n as usize), 1, 1],
-            128,
-            self.product_shared,
-            params,
-        )
+        let [m, n, k] = [params.m, params.n, params.k].map(|size| size as usize);
+        let kernel = self.linear[usize::from(k % 8 != 0)].doing([m, n, k], Work::bf16(m, n, k));
+        self.run(kernel, [tiles(m, n), 1, 1], 128, self.product_shared, params)
     }
 
     /// A linear with 4-bit weights in AWQ's layout.
     pub(super) fn linear_w4a16(&self, params: &W4A16Params) -> Result<()> {
         let (kernel, rows) = if params.m <= 8 { (self.w4a16[0], 8) } else { (self.w4a16[1], 16) };
         let blocks = [(params.m as u32).div_ceil(rows), (params.n as u32).div_ceil(64), 1];
+        let [m, n, k] = [params.m, params.n, params.k].map(|size| size as usize);
+        let kernel = kernel.doing([m, n, k], Work::Bytes(n as f64 * k as f64 / 2.0));
         self.run(kernel, blocks, 256, 0, params)
     }
 
     /// A 3x3 convolution.
     pub(super) fn conv(&self, params: &ConvParams, pixels: usize) -> Result<()> {
-        let kernel = self.conv[usize::from(params.c % 8 != 0)];
-        self.run(kernel, [tiles(pixels, params.n as usize), 1, 1], 128, self.product_shared, params)
+        let [n, k] = [params.n as usize, 9 * params.c as usize];
+        let kernel =
+            self.conv[usize::from(params.c % 8 != 0)].doing([pixels, n, k], Work::bf16(pixels, n, k));
+        self.run(kernel, [tiles(pixels, n), 1, 1], 128, self.product_shared, params)
     }
 
     /// LayerNorm or RMSNorm of `rows` rows.
     pub(super) fn norm(&self, params: &NormParams, rows: usize) -> Result<()> {
         let kernel = if params.bias.data == 0 { self.rms_norm } else { self.layer_norm };
+        let (cols, bytes) = (params.cols as usize, params.x.bytes() + params.out.bytes());
+        let kernel = kernel.doing([rows, cols, 0], Work::Bytes((rows * cols * bytes) as f64));
         self.run(kernel, [rows as u32, 1, 1], 256, 0, params)
     }
 
@@ -270,11 +271,15 @@ impl Kernels {
     /// `sums` is for [`Kernels::group_norm_scratch`] floats, `affine` for twice the channels.
     pub(super) fn group_norm(&self, params: &GroupNormParams) -> Result<()> {
         let any = usize::from(params.channels % 8 != 0);
+        let [pixels, channels] = [params.pixels, params.channels].map(|size| size as usize);
+        let moving = |kernel: Kernel, times: usize| {
+            kernel.doing([pixels, channels, 0], Work::Bytes((times * 2 * pixels * channels) as f64))
+        };
         let parts = (params.pixels as usize).div_ceil(GROUP_NORM_PIXELS) as u32;
-        self.run(self.group_norm_sums[any], [parts, 1, 1], 256, 0, params)?;
+        self.run(moving(self.group_norm_sums[any], 1), [parts, 1, 1], 256, 0, params)?;
         self.run(self.group_norm_affine, [params.groups as u32, 1, 1], 256, 0, params)?;
         let blocks = parts.min(8 * self.context.multiprocessors);
-        self.run(self.group_norm_apply[any], [blocks, 1, 1], 256, 0, params)
+        self.run(moving(self.group_norm_apply[any], 2), [blocks, 1, 1], 256, 0, params)
     }
 
     /// Floats that [`Kernels::group_norm`] needs for its sums.
@@ -290,6 +295,8 @@ impl Kernels {
             (_, (kernel, (queries, shared_bytes))) => (kernel, queries, 256, shared_bytes),
         };
         let blocks = [(params.tokens as u32).div_ceil(queries), params.heads as u32, 1];
+        let [tokens, heads, dim] = [params.tokens, params.heads, params.dim].map(|size| size as usize);
+        let kernel = kernel.doing([tokens, heads, dim], Work::bf16(2 * tokens, tokens, heads * dim));
         self.run(kernel, blocks, threads, shared_bytes, params)
     }
 
@@ -297,7 +304,9 @@ impl Kernels {
     pub(super) fn convert(&self, from: Elements, to: Elements, count: usize, act: Activation) -> Result<()> {
         let (elements, act) = (count as i64, activation(act));
         let mut arguments = [argument(&from), argument(&to), argument(&elements), argument(&act)];
-        self.each(self.convert, count, &mut arguments)
+        let kernel =
+            self.convert.doing([count, 0, 0], Work::Bytes((count * (from.bytes() + to.bytes())) as f64));
+        self.each(kernel, count, &mut arguments)
     }
 
     /// `latents += dt · velocity`

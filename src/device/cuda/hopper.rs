@@ -11,6 +11,7 @@ use super::driver::Context;
 use super::kernels::{Grid, Kernel, Module, argument};
 use super::memory::Range;
 use crate::Result;
+use crate::ops::Work;
 
 /// A matrix as the copy engine sees it.
 #[repr(C, align(64))]
@@ -243,8 +244,10 @@ impl Kernels {
         let rows = if quantize_shared(k, 16) <= MAX_SHARED { 16 } else { 8 };
         let blocks = [(params.m as u32).div_ceil(rows), 1, 1];
         let grid = Grid { blocks, threads: 32 * rows, shared_bytes: quantize_shared(k, rows) };
+        let [m, rank] = [params.m as usize, params.rank as usize];
+        let kernel = self.quantize.doing([m, k, rank], Work::Bytes((m * (3 * k + 4 + 2 * rank)) as f64));
         // SAFETY: `QuantizeParams` is the kernel's.
-        unsafe { self.quantize.launch(&self.context, grid, &mut [argument(params)]) }
+        unsafe { kernel.launch(&self.context, grid, &mut [argument(params)]) }
     }
 
     /// `lora[m,r] = Σ_b partials[b,m,r]` in bf16, of `count = rows · rank` sums.
@@ -252,8 +255,10 @@ impl Kernels {
         let grid = Grid { blocks: [count.div_ceil(4 * 256) as u32, 1, 1], threads: 256, shared_bytes: 0 };
         let (blocks, count) = (blocks as i32, count as i32);
         let mut arguments = [argument(&partials), argument(&lora), argument(&blocks), argument(&count)];
+        let bytes = (4 * blocks as usize + 2) * count as usize;
+        let kernel = self.sum_low_rank.doing([blocks as usize, count as usize, 0], Work::Bytes(bytes as f64));
         // SAFETY: (partials, lora, blocks, count)
-        unsafe { self.sum_low_rank.launch(&self.context, grid, &mut arguments) }
+        unsafe { kernel.launch(&self.context, grid, &mut arguments) }
     }
 
     /// A 4-bit linear.
@@ -325,6 +330,7 @@ impl Kernels {
         let clusters = tiles.min(self.context.multiprocessors as usize / 2) as u32;
         let shared_bytes = GEMM_SHARED[usize::from(columns == ADD_COLUMNS)];
         let grid = Grid { blocks: [2 * clusters, 1, 1], threads: 384, shared_bytes };
+        let kernel = kernel.doing([m, n, k], Work::int8(m, n, k));
         // SAFETY: `GemmParams` is the kernel's; its matrices are as large as their maps say.
         unsafe { kernel.launch(&self.context, grid, &mut [argument(&params)]) }
     }
@@ -351,7 +357,8 @@ impl Kernels {
         };
         let blocks = [tokens.div_ceil(128) as u32, heads as u32, 1];
         let grid = Grid { blocks, threads: 384, shared_bytes: ATTENTION_SHARED };
+        let kernel = self.attention.doing([tokens, heads, 128], Work::bf16(2 * tokens, tokens, heads * 128));
         // SAFETY: `AttentionParams` is the kernel's; its matrices are as large as their maps say.
-        unsafe { self.attention.launch(&self.context, grid, &mut [argument(&params)]) }
+        unsafe { kernel.launch(&self.context, grid, &mut [argument(&params)]) }
     }
 }

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use super::api::{CUfunction, CUmodule, Code, FunctionAttribute};
 use super::driver::Context;
+use super::profile::Task;
+use crate::ops::Work;
 use crate::{Error, Result};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
@@ -52,7 +54,7 @@ impl Module {
     }
 
     /// The kernel `name`, which may use `shared_bytes` of dynamic shared memory.
-    pub(super) fn kernel(&self, name: &CStr, shared_bytes: u32) -> Result<Kernel> {
+    pub(super) fn kernel(&self, name: &'static CStr, shared_bytes: u32) -> Result<Kernel> {
         let context = &self.context;
         let _current = context.enter()?;
         let mut function = null_mut();
@@ -63,7 +65,7 @@ impl Module {
         // SAFETY: the function is there.
         let code = unsafe { context.api.cuFuncSetAttribute(function, attribute, shared_bytes.cast_signed()) };
         context.check(&format!("cuFuncSetAttribute {name:?}"), code)?;
-        Ok(Kernel(function))
+        Ok(Kernel { function, task: Task { name, sizes: [0; 3], work: Work::Small } })
     }
 }
 
@@ -77,7 +79,11 @@ impl Drop for Module {
 
 /// A function on the GPU. Valid as long as its module.
 #[derive(Clone, Copy)]
-pub(super) struct Kernel(CUfunction);
+pub(super) struct Kernel {
+    function: CUfunction,
+    /// For profiles.
+    task: Task,
+}
 
 // SAFETY: a handle of the driver's.
 unsafe impl Send for Kernel {}
@@ -99,6 +105,11 @@ pub(super) fn argument<T>(value: &T) -> *const c_void {
 }
 
 impl Kernel {
+    /// The kernel, about to do `work` on something of these sizes: profiles tell launches apart by them.
+    pub(super) fn doing(self, sizes: [usize; 3], work: Work) -> Self {
+        Kernel { task: Task { sizes, work, ..self.task }, ..self }
+    }
+
     /// Launches the kernel on `context`'s stream.
     ///
     /// # Safety
@@ -119,7 +130,7 @@ impl Kernel {
         // SAFETY: the caller's; the driver copies the arguments before it returns.
         let code = unsafe {
             context.api.cuLaunchKernel(
-                self.0,
+                self.function,
                 x,
                 y,
                 z,
@@ -132,6 +143,7 @@ impl Kernel {
                 null_mut(),
             )
         };
-        context.check("cuLaunchKernel", code)
+        context.check("cuLaunchKernel", code)?;
+        context.mark(Some(self.task))
     }
 }

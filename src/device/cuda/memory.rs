@@ -8,6 +8,7 @@ use std::thread::ThreadId;
 
 use super::api::{CUdeviceptr, Code};
 use super::driver::Context;
+use super::profile::Task;
 use crate::{Error, Result};
 
 /// Ranges begin at multiples of this many bytes: more than any kernel asks for.
@@ -259,7 +260,8 @@ impl Range {
         let code = unsafe {
             context.api.cuMemcpyHtoDAsync_v2(self.at + start as u64, from, bytes, context.stream())
         };
-        context.check("cuMemcpyHtoD", code)
+        context.check("cuMemcpyHtoD", code)?;
+        context.mark(Some(Task::bytes(c"upload", bytes)))
     }
 
     /// Fills the range with zeros.
@@ -268,7 +270,8 @@ impl Range {
         let _current = context.enter()?;
         // SAFETY: the range is ours.
         let code = unsafe { context.api.cuMemsetD8Async(self.at, 0, self.bytes, context.stream()) };
-        context.check("cuMemsetD8", code)
+        context.check("cuMemsetD8", code)?;
+        context.mark(Some(Task::bytes(c"clear", self.bytes)))
     }
 
     /// The first `count` elements, once everything asked of the GPU before is done.
@@ -283,6 +286,7 @@ impl Range {
             // SAFETY: both sides have as many bytes, and any bits are a number; `data` outlives the copy.
             let code = unsafe { context.api.cuMemcpyDtoHAsync_v2(to, self.at, bytes, context.stream()) };
             context.check("cuMemcpyDtoH", code)?;
+            context.mark(Some(Task::bytes(c"download", bytes)))?;
         }
         context.synchronize()?;
         Ok(data)

@@ -12,6 +12,7 @@ mod hopper;
 mod kernels;
 mod linear;
 mod memory;
+mod profile;
 mod tensor;
 mod w4a8;
 
@@ -30,8 +31,8 @@ use tensor::Elements;
 pub use tensor::Tensor;
 
 use crate::ops::{
-    Activation, Attention, Chunk, ConvSource, Device, Layer, LinearSource, LowRankSource, Mask, Norm,
-    Profile, QkNormRope,
+    Activation, Attention, Chunk, ConvSource, Device, KernelTime, Layer, LinearSource, LowRankSource, Mask,
+    Norm, Profile, QkNormRope,
 };
 use crate::weights::pack;
 use crate::{Error, Result};
@@ -535,6 +536,10 @@ impl Device for Cuda {
 
     fn repeat(&self, key: &[u64], step: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         self.graphs.repeat(key, step)
+    }
+
+    fn profile(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Vec<KernelTime>> {
+        self.gpu.context.profile(work)
     }
 
     fn place(&self, x: &Tensor) -> u64 {

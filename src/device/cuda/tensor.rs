@@ -35,6 +35,11 @@ pub(super) struct Elements {
 impl Elements {
     pub(super) const NONE: Elements = Elements { data: 0, f32: 0 };
 
+    /// Bytes of an element.
+    pub(super) fn bytes(self) -> usize {
+        if self.f32 == 1 { 4 } else { 2 }
+    }
+
     pub(super) fn bf16(data: u64) -> Self {
         Elements { data, f32: 0 }
     }

@@ -28,9 +28,13 @@ impl<D: Device> Vae<D> {
     /// A file is missing or malformed, the config asks for another kind of network, or config and
     /// tensors contradict each other.
     pub fn load(dev: &D, path: &Path) -> Result<Self> {
-        let file = Checkpoint::open_part(path, PartKind::Vae)?;
-        let config = Config::of(&file)?;
-        let mut l = Loader::new(dev, &file, &config, ["decoder.", "post_quant_conv."]);
+        Self::new(dev, &Checkpoint::open_part(path, PartKind::Vae)?)
+    }
+
+    /// As [`Vae::load`], with a checkpoint that is open already.
+    pub(crate) fn new(dev: &D, file: &Checkpoint) -> Result<Self> {
+        let config = Config::of(file)?;
+        let mut l = Loader::new(dev, file, &config, ["decoder.", "post_quant_conv."]);
         let (latent, mid) = (config.latent_channels, config.mid_channels());
         let post_quant = match config.use_post_quant_conv {
             true => Some(l.conv("post_quant_conv", latent, latent, 1)?),

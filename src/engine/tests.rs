@@ -1,0 +1,35 @@
+#![allow(clippy::unwrap_used)]
+
+use std::ops::ControlFlow;
+
+use super::*;
+use crate::weights::flux::FluxConfig;
+
+/// The whole path of `svdq bench --random-weights`, in small.
+#[test]
+fn random_models_make_images_and_are_timed() {
+    let context = Context::new(ContextOptions { device: DeviceSelect::Cpu, threads: 2 }).unwrap();
+    let transformer = FluxConfig {
+        num_layers: 1,
+        num_single_layers: 1,
+        num_attention_heads: 2,
+        joint_attention_dim: 64,
+        pooled_projection_dim: 64,
+        ..FluxConfig::FLUX_1_SCHNELL
+    };
+    let sizes = RandomSizes { transformer, rank: 16, t5: [1, 2, 64], clip: 1, vae: vec![32, 32] };
+    let model = Model::random(&context, &sizes, None).unwrap();
+    assert_eq!((model.info().rank, model.info().default_steps), (Some(16), 4));
+
+    let params = GenerateParams { prompt: "a", width: 32, height: 16, steps: 2, ..Default::default() };
+    let mut pixels = vec![0; 32 * 16 * 3];
+    let mut image = ImageMut::new(&mut pixels, PixelFormat::Rgb8, 32, 16, 0, false).unwrap();
+    model.generate(&params, &mut image, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert!(pixels.iter().any(|&value| value != pixels[0]), "an image of one colour");
+
+    let times = model.time_steps(&params).unwrap();
+    assert!(times.step > std::time::Duration::ZERO && times.asked <= times.step * 4);
+    assert!(times.kernels.is_empty(), "a CPU has no kernels");
+    let odd = GenerateParams { width: 31, ..params };
+    assert!(matches!(model.time_steps(&odd), Err(Error::InvalidArgument(_))));
+}
