@@ -28,7 +28,7 @@ constexpr int ARCH = __CUDA_ARCH__;
 constexpr int ARCH = SVDQ_HOST_ARCH;
 #endif
 
-// Two floats as bf16, `low` in the low half. (Finite ones, before sm_80.)
+// Two floats as bf16, `low` in the low half.
 __device__ __forceinline__ u32 pack_bf16(float low, float high) {
 #if __CUDA_ARCH__ >= 800
     u32 out;
@@ -37,7 +37,7 @@ __device__ __forceinline__ u32 pack_bf16(float low, float high) {
 #else
     auto round = [](float v) {
         u32 bits = __float_as_uint(v);
-        return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        return v == v ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fff;
     };
     return round(low) | round(high) << 16;
 #endif

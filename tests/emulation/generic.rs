@@ -19,14 +19,15 @@ fn product(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
     x.chunks(k).flat_map(|x| w.chunks(k).map(move |w| dot(x, w) as f32)).collect()
 }
 
-fn dense(program: &Program, kernel: &'static str, x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
+/// The results' bytes, f32 or bf16.
+fn dense(program: &Program, kernel: &'static str, x: &[f32], w: &[f32], k: usize, f32: bool) -> Vec<u8> {
     let (m, n) = (x.len() / k, w.len() / k);
     let shared = if program.arch >= 800 { 98304 } else { 65536 };
     let launch = Launch { kernel, grid: [m.div_ceil(128) * n.div_ceil(128), 1], threads: 128, shared };
     let sizes = [m, n, k].map(Arg::Int);
     let mut args: Vec<_> = [x, w].map(|v| Arg::Buffer(bf16s(v))).into_iter().chain(sizes).collect();
-    args.extend(output(poison(4 * m * n), true, Arg::Null, n));
-    floats(&program.run(&launch, &args)[2])
+    args.extend(output(poison(if f32 { 4 } else { 2 } * m * n), f32, Arg::Null, n));
+    program.run(&launch, &args).swap_remove(2)
 }
 
 #[test]
@@ -35,7 +36,10 @@ fn dense_linears_are_the_formula() {
     for program in Program::all() {
         for (kernel, m, n, k) in [("gemm_bf16_k8", 130, 72, 200), ("gemm_bf16_any_k", 3, 130, 71)] {
             let (x, w) = (rounded(&random(m * k, 21, -3.0, 3.0)), rounded(&random(n * k, 22, -0.2, 0.2)));
-            assert_close(kernel, &dense(program, kernel, &x, &w, k), &product(&x, &w, k), 1e-6);
+            let expected = product(&x, &w, k);
+            assert_close(kernel, &floats(&dense(program, kernel, &x, &w, k, true)), &expected, 1e-6);
+            let y: Vec<_> = pack::bf16_to_f32(&dense(program, kernel, &x, &w, k, false)).collect();
+            assert_close(kernel, &y, &rounded(&expected), 2e-4);
         }
     }
 }
@@ -50,8 +54,24 @@ fn activations_may_be_large_or_small() {
         for (magnitude, limit) in [(1e6, 1e-6), (1e-3, 1e-3), (1e-4, 1e-2)] {
             let x = rounded(&random(8 * k, 23, -magnitude, magnitude));
             let limit = if program.arch >= 800 { 1e-6 } else { limit };
-            let y = dense(program, "gemm_bf16_k8", &x, &w, k);
+            let y = floats(&dense(program, "gemm_bf16_k8", &x, &w, k, true));
             assert_close(&format!("{magnitude:e}"), &y, &product(&x, &w, k), limit);
+        }
+    }
+}
+
+/// What is not a number stays so where results are rounded to bf16, and nothing else becomes it.
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn nan_is_not_lost() {
+    let k = 64;
+    let w = rounded(&random(8 * k, 32, -0.2, 0.2));
+    let mut x = rounded(&random(8 * k, 33, -3.0, 3.0));
+    x[3 * k + 5] = f32::NAN;
+    for program in Program::all() {
+        let y: Vec<_> = pack::bf16_to_f32(&dense(program, "gemm_bf16_k8", &x, &w, k, false)).collect();
+        for (row, y) in y.chunks(8).enumerate() {
+            assert!(y.iter().all(|v| v.is_nan() == (row == 3)), "row {row}: {y:?}");
         }
     }
 }

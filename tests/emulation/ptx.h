@@ -38,6 +38,14 @@ struct Instruction {
     std::vector<int> operands;  // indices of registers
 };
 
+// A GPU has one NaN.
+inline unsigned to_bits(float v) {
+    return v == v ? __float_as_uint(v) : 0x7fffffff;
+}
+inline unsigned to_bits(int v) {
+    return v;
+}
+
 // The registers of one asm statement, as an instruction names them.
 struct Registers {
     std::vector<uint64_t>& values;
@@ -47,7 +55,7 @@ struct Registers {
     float f32(int i) const { return __uint_as_float(u32(i)); }
     void* address(int i) const { return reinterpret_cast<void*>(values[instruction.operands[i]]); }
     void set(int i, unsigned v) const { values[instruction.operands[i]] = v; }
-    void set(int i, float v) const { set(i, __float_as_uint(v)); }
+    void set(int i, float v) const { set(i, to_bits(v)); }
 };
 
 // ---- fp16
@@ -105,7 +113,7 @@ void mma(const Registers& r) {
                     const unsigned b = given[column * 4 + t][AS + part];
                     sum += element<A>(a, k % E) * element<B>(b, k % E);
                 }
-                lanes[lane][d] = bits<unsigned>(sum);
+                lanes[lane][d] = to_bits(sum);
             }
     });
     for (int i = 0; i < D; ++i) r.set(i, got[i]);
