@@ -1,13 +1,13 @@
 //! T5 v1.1's encoder: an embedding a token.
 
+use std::borrow::Cow;
 use std::path::Path;
 
-use half::bf16;
 use serde::Deserialize;
 
 use super::embedding::{Embedding, fuse_rows};
 use crate::lora::{Linear, Run, Sites};
-use crate::ops::{Activation, Attention, DenseSource, Device, LinearSource, Mask, Norm, Storage};
+use crate::ops::{Activation, Attention, AwqSource, Device, LinearSource, Mask, Norm};
 use crate::weights::{Checkpoint, Dtype, PartKind, pack, read_json};
 use crate::{Error, Result};
 
@@ -192,17 +192,28 @@ impl<D: Device> Layer<D> {
         let inner = config.num_heads.checked_mul(config.d_kv);
         let inner = inner.ok_or_else(|| Error::format(path, "num_heads · d_kv is too large"))?;
         let name = |part: &str| format!("encoder.block.{i}.layer.{part}");
-        let dense = |part: &str, n, k| linear_or_awq(weights, &name(part), n, k);
         let norm = |part: &str| {
             let name = format!("encoder.block.{i}.layer.{part}.layer_norm.weight");
             dev.load_tensor(&weights.f32(&name, &[d_model])?, d_model)
         };
         let parts = ["0.SelfAttention.q", "0.SelfAttention.k", "0.SelfAttention.v"];
-        let [q, k, v] = parts.map(|part| dense(part, inner, d_model));
-        let qkv = LinearSource::Dense(fuse_rows([q?, k?, v?]));
+        let [q, k, v] = parts.map(|part| linear_or_awq(weights, &name(part), inner, d_model));
+        let qkv = match [q?, k?, v?] {
+            [LinearSource::Dense(q), LinearSource::Dense(k), LinearSource::Dense(v)] => {
+                LinearSource::Dense(fuse_rows([q, k, v]))
+            }
+            [LinearSource::Awq(q), LinearSource::Awq(k), LinearSource::Awq(v)] => {
+                LinearSource::Awq(stack_awq([q, k, v]))
+            }
+            _ => {
+                let what =
+                    format!("{}: q, k and v have to be 4-bit all three, or none", name("0.SelfAttention"));
+                return Err(Error::format(weights.path(), what));
+            }
+        };
         let qkv = sites.linear(dev, &qkv, parts.iter().map(|part| name(part)))?;
         let mut linear = |part: &str, n, k| {
-            sites.linear(dev, &LinearSource::Dense(dense(part, n, k)?), [name(part)].into_iter())
+            sites.linear(dev, &linear_or_awq(weights, &name(part), n, k)?, [name(part)].into_iter())
         };
         Ok(Layer {
             norm1: norm("0")?,
@@ -243,39 +254,60 @@ impl<D: Device> Layer<D> {
     }
 }
 
-/// A linear without bias, 4-bit if its codes are there. Their values are rounded to bf16, the precision in which
-/// Nunchaku computes them: T5-XXL in f32 would take 19 GB.
-fn linear_or_awq<'a>(weights: &'a Checkpoint, name: &str, n: usize, k: usize) -> Result<DenseSource<'a>> {
+/// A linear without bias, 4-bit if its codes are there. Scales and zeros are rounded to bf16, as Nunchaku does.
+fn linear_or_awq<'a>(weights: &'a Checkpoint, name: &str, n: usize, k: usize) -> Result<LinearSource<'a>> {
     const GROUP: usize = 128;
     let codes = format!("{name}.qweight");
     if weights.get(&codes).is_none() {
-        return weights.dense(name, n, k, false);
+        return weights.dense(name, n, k, false).map(LinearSource::Dense);
     }
     if !n.is_multiple_of(4) || !k.is_multiple_of(GROUP) {
         let what = format!("is of a linear [{n}, {k}]; 4-bit ones are multiples of [4, {GROUP}]");
         return Err(weights.bad(&codes, what));
     }
-    let codes = weights.bytes(&codes, Dtype::I16, &[n / 4, k])?;
     // There may be more groups than K has: they are padding.
-    let groups = |suffix: &str| -> Result<Vec<f32>> {
+    let groups = |suffix: &str| -> Result<Vec<u8>> {
         let name = format!("{name}.{suffix}");
         let tensor = weights.get(&name).ok_or_else(|| weights.missing(&name))?;
         match *tensor.shape {
-            [groups, columns] if groups >= k / GROUP && columns == n => weights.f32(&name, &[groups, n]),
+            [groups, columns] if groups >= k / GROUP && columns == n => {
+                Ok(pack::f32_to_bf16(&weights.f32(&name, &[groups, n])?[..k / GROUP * n]))
+            }
             ref shape => {
                 let what = format!("has shape {shape:?}, [{}, {n}] is expected", k / GROUP);
                 Err(weights.bad(&name, what))
             }
         }
     };
-    let (scales, zeros) = (groups("scales")?, groups("scaled_zeros")?);
-    let codes = pack::unpack_awq_codes(codes, n, k);
-    let value = |(i, &code): (usize, &u8)| {
-        let at = i % k / GROUP * n + i / k;
-        bf16::from_f32(f32::from(code) * scales[at] + zeros[at]).to_f32()
+    Ok(LinearSource::Awq(AwqSource {
+        n,
+        k,
+        group: GROUP,
+        chunks: 1,
+        qweight: weights.bytes(&codes, Dtype::I16, &[n / 4, k])?.into(),
+        wscales: groups("scales")?.into(),
+        wzeros: groups("scaled_zeros")?.into(),
+        bias: vec![].into(),
+    }))
+}
+
+/// q, k and v of one shape on top of one another.
+fn stack_awq<'a>(parts: [AwqSource<'a>; 3]) -> AwqSource<'a> {
+    let groups = parts[0].k / parts[0].group;
+    // Rows `i` of the three vectors, for each group `i`.
+    let vectors = |of: for<'b> fn(&'b AwqSource<'a>) -> &'b [u8]| -> Cow<'a, [u8]> {
+        let rows =
+            |i: usize| parts.iter().map(of).map(move |v| &v[v.len() / groups * i..][..v.len() / groups]);
+        (0..groups).flat_map(rows).collect::<Vec<_>>().concat().into()
     };
-    let weight: Vec<f32> = codes.iter().enumerate().map(value).collect();
-    Ok(DenseSource { n, k, weight: weight.into(), bias: vec![], storage: Storage::Bf16 })
+    AwqSource {
+        n: parts.iter().map(|part| part.n).sum(),
+        qweight: parts.iter().map(|part| &*part.qweight).collect::<Vec<_>>().concat().into(),
+        wscales: vectors(|part| &part.wscales),
+        wzeros: vectors(|part| &part.wzeros),
+        bias: vec![].into(),
+        ..parts[0]
+    }
 }
 
 /// The learned bias by distance of query and key, in buckets: half of them for keys before the query
@@ -331,9 +363,13 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use half::bf16;
+
     use crate::device::cpu::Cpu;
+    use crate::device::cpu::tests::Random;
+    use crate::lora::{Attached, Patch};
     use crate::models::testing::{Altered, Golden, relative_error};
-    use crate::ops::Profile;
+    use crate::ops::{LowRankSource, Profile, Storage};
     use crate::weights::testing::TempDir;
 
     fn cpu() -> Cpu {
@@ -401,15 +437,15 @@ mod tests {
     fn awq_linears_are_code_times_scale_plus_zero() {
         let (n, k) = (8, 256);
         let file = awq([2, 256], Dtype::I16, [8, 8]);
-        let linear = linear_or_awq(&file, "x", n, k).unwrap();
-        assert!(linear.bias.is_empty() && linear.storage == Storage::Bf16);
+        let LinearSource::Awq(source) = linear_or_awq(&file, "x", n, k).unwrap() else { panic!() };
+        let linear = pack::unpack_awq(&source);
+        assert!(linear.bias.is_empty());
         for (row, col) in (0..n).flat_map(|row| (0..k).map(move |col| (row, col))) {
             let word = row / 4 * k + col / 64 * 64 + row % 4 * 16 + col % 64 / 32 * 8 + col % 8;
             let nibble = col % 32 / 8;
             let code = ((word * 2 + nibble / 2) * 7) as u8 >> (nibble % 2 * 4) & 15;
             let scale = bf16::from_f32(0.5 + (col / 128 * n + row) as f32 / 8.0).to_f32();
-            let want = bf16::from_f32(f32::from(code) * scale + scale).to_f32();
-            assert_eq!(linear.weight[row * k + col], want, "({row}, {col})");
+            assert_eq!(linear.weight[row * k + col], f32::from(code) * scale + scale, "({row}, {col})");
         }
         for (shape, codes, scales, n, k, expected) in [
             ([2, 256], Dtype::I16, [1, 8], 8, 256, "`x.scales` has shape [1, 8], [2, 8] is expected"),
@@ -422,6 +458,96 @@ mod tests {
             let text = linear_or_awq(&awq(shape, codes, scales), "x", n, k).err().unwrap().to_string();
             assert!(text.contains(expected), "{text}");
         }
+    }
+
+    /// Gives every linear of the network random weights that 4 bits hold: packed as in Nunchaku's file, or dense.
+    fn pack_linears(a: &mut Altered, packed: bool) {
+        let (d_model, inner, d_ff) = (128, 2 * 64, 256);
+        let mut random = Random(3);
+        let config = json!({"d_model": d_model, "num_heads": 2, "d_kv": 64, "d_ff": d_ff});
+        a.config.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
+        let put = |a: &mut Altered, name: &str, dtype: Dtype, shape: &[usize], bytes: Vec<u8>| {
+            a.tensors.insert(name.into(), (dtype, shape.to_vec(), bytes));
+        };
+        for name in a.tensors.keys().cloned().collect::<Vec<_>>() {
+            let part = name.strip_suffix(".weight").and_then(|layer| layer.rsplit('.').next()).unwrap();
+            let (n, k) = match part {
+                "q" | "k" | "v" => (inner, d_model),
+                "o" => (d_model, inner),
+                "wi_0" | "wi_1" => (d_ff, d_model),
+                "wo" => (d_model, d_ff),
+                _ => {
+                    let (_, mut shape, _) = a.tensors[&name].clone();
+                    *shape.last_mut().unwrap() = if part == "relative_attention_bias" { 2 } else { d_model };
+                    let values = random.normals(shape.iter().product(), 0.5);
+                    put(a, &name, Dtype::BF16, &shape, pack::f32_to_bf16(&values));
+                    continue;
+                }
+            };
+            let codes: Vec<u8> = (0..n * k).map(|_| random.below(16) as u8).collect();
+            let scales = random.normals(k / 128 * n, 0.02);
+            let zeros: Vec<f32> = scales.iter().map(|s| -7.5 * s).collect();
+            let [wscales, wzeros] = [&scales, &zeros].map(|values| pack::f32_to_bf16(values));
+            let source = AwqSource {
+                n,
+                k,
+                group: 128,
+                chunks: 1,
+                qweight: pack::pack_awq_codes(&codes, n, k).into(),
+                wscales: wscales.into(),
+                wzeros: wzeros.into(),
+                bias: vec![].into(),
+            };
+            if packed {
+                let layer = name.strip_suffix(".weight").unwrap();
+                a.tensors.remove(&name);
+                put(a, &format!("{layer}.qweight"), Dtype::I16, &[n / 4, k], source.qweight.to_vec());
+                put(a, &format!("{layer}.scales"), Dtype::BF16, &[k / 128, n], source.wscales.to_vec());
+                put(a, &format!("{layer}.scaled_zeros"), Dtype::BF16, &[k / 128, n], source.wzeros.to_vec());
+            } else {
+                let weight = pack::unpack_awq(&source).weight;
+                let bytes = weight.iter().flat_map(|w| w.to_le_bytes()).collect();
+                put(a, &name, Dtype::F32, &[n, k], bytes);
+            }
+        }
+    }
+
+    /// A whole network, LoRA included: packed weights give what the same values give as f32.
+    #[test]
+    fn awq_networks_equal_dense_ones() {
+        let run = |packed: bool| {
+            let folder = Golden::open("t5").altered(|a| pack_linears(a, packed));
+            let dev = cpu();
+            let t5 = T5::load(&dev, folder.path()).unwrap();
+            let mut random = Random(4);
+            let mut update = |name: &str, rank: usize| {
+                let target = &t5.sites().targets(&format!("encoder.block.0.layer.{name}"))[0];
+                let ([n, k], rows) = (target.shape, target.rows.clone());
+                let (down, up) = (random.normals(rank * k, 0.1), random.normals(rows.len() * rank, 0.1));
+                let storage = Storage::F32;
+                let source = LowRankSource { n, k, rows, rank, down, up, bias: vec![], storage };
+                (target.site, dev.load_low_rank(&source).unwrap(), 1.0)
+            };
+            let updates = vec![update("0.SelfAttention.k", 3), update("1.DenseReluDense.wo", 16)];
+            let patch = Patch { updates, vectors: vec![] };
+            let attached = Attached::new(t5.sites(), [(&patch, 0.5)]).unwrap();
+            let ids = [3, 14, 15, 9, 2, 6, 1];
+            [Run::plain(&dev), Run::with(&dev, &attached)]
+                .map(|run| dev.download(&t5.encode(run, &ids).unwrap()).unwrap())
+        };
+        let ([plain, with_lora], dense) = (run(true), run(false));
+        assert!(plain.iter().all(|v| v.is_finite()) && relative_error(&with_lora, &plain) > 0.01);
+        assert_eq!([plain, with_lora], dense);
+
+        let mixed = Golden::open("t5").altered(|a| {
+            pack_linears(a, true);
+            let name = "encoder.block.1.layer.0.SelfAttention.k";
+            a.tensors.remove(&format!("{name}.qweight"));
+            let bytes = vec![0; 2 * 128 * 128];
+            a.tensors.insert(format!("{name}.weight"), (Dtype::BF16, vec![128, 128], bytes));
+        });
+        let text = T5::load(&cpu(), mixed.path()).err().unwrap().to_string();
+        assert!(text.contains("encoder.block.1.layer.0.SelfAttention: q, k and v"), "{text}");
     }
 
     #[test]

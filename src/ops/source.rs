@@ -20,7 +20,7 @@ pub enum LinearSource<'a> {
     Dense(DenseSource<'a>),
     /// SVDQuant: 4-bit weights and activations, with a low-rank branch.
     Svdq(SvdqSource<'a>),
-    /// AWQ layout: 4-bit weights, activations not quantised (modulation layers).
+    /// AWQ layout: 4-bit weights, activations not quantised (modulation layers, T5).
     Awq(AwqSource<'a>),
 }
 
@@ -98,24 +98,34 @@ pub struct SvdqSource<'a> {
     pub lora_up: Cow<'a, [u8]>,
 }
 
-/// A W4A16 linear in Nunchaku's AWQ packing, group size 64. Stored row `d·chunks + s` is
+/// A W4A16 linear in Nunchaku's AWQ packing; [`crate::weights::pack`] has the index formula. Stored row `d·chunks + s` is
 /// channel `d` of modulation chunk `s`, with the `1 +` of scale chunks already in the bias. A device gives the output
 /// chunk by chunk: column `s · n/chunks + d`.
 pub struct AwqSource<'a> {
     /// Output features, a multiple of 4 · chunks.
     pub n: usize,
-    /// Input features, a multiple of 64.
+    /// Input features, a multiple of `group`.
     pub k: usize,
+    /// Input channels that share a scale and a zero: 64 (modulation) or 128 (T5).
+    pub group: usize,
     /// Number of interleaved chunks.
     pub chunks: usize,
     /// 4-bit codes, n·k/2 bytes.
-    pub qweight: &'a [u8],
-    /// bf16 `[k/64, n]`.
-    pub wscales: &'a [u8],
-    /// bf16 `[k/64, n]`: `w = code · scale + zero`.
-    pub wzeros: &'a [u8],
-    /// bf16 `[n]`.
+    pub qweight: Cow<'a, [u8]>,
+    /// bf16 `[k/group, n]`.
+    pub wscales: Cow<'a, [u8]>,
+    /// bf16 `[k/group, n]`: `w = code · scale + zero`.
+    pub wzeros: Cow<'a, [u8]>,
+    /// bf16 `[n]`, or empty for none.
     pub bias: Cow<'a, [u8]>,
+}
+
+impl AwqSource<'_> {
+    /// The stored row of output column `column`.
+    pub fn stored_row(&self, column: usize) -> usize {
+        let channels = self.n / self.chunks;
+        column % channels * self.chunks + column / channels
+    }
 }
 
 /// A low-rank update `B A` of the outputs `rows` of a linear, as a LoRA brings it.

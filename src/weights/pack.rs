@@ -17,7 +17,7 @@ mod svdq;
 mod tests;
 mod vector;
 
-pub use awq::{pack_awq_codes, unpack_awq, unpack_awq_codes};
+pub use awq::{pack_awq_codes, unpack_awq, unpack_awq_bias, unpack_awq_codes, unpack_awq_row};
 pub use codes::{pack_codes, unpack_codes};
 pub use fp4::{E2M1, pack_fp4_scales, unpack_fp4_scales};
 pub use low_rank::{pack_lora_down, pack_lora_up, unpack_lora_down, unpack_lora_up};

@@ -85,6 +85,7 @@ pub(crate) fn dense(devices: &Devices) {
 struct AwqCase {
     n: usize,
     k: usize,
+    group: usize,
     chunks: usize,
     qweight: Vec<u8>,
     wscales: Vec<u8>,
@@ -98,10 +99,11 @@ impl Case for AwqCase {
         let source = AwqSource {
             n: self.n,
             k: self.k,
+            group: self.group,
             chunks: self.chunks,
-            qweight: &self.qweight,
-            wscales: &self.wscales,
-            wzeros: &self.wzeros,
+            qweight: self.qweight.as_slice().into(),
+            wscales: self.wscales.as_slice().into(),
+            wzeros: self.wzeros.as_slice().into(),
             bias: self.bias.as_slice().into(),
         };
         let w = dev.load_linear(&LinearSource::Awq(source)).unwrap();
@@ -113,22 +115,31 @@ impl Case for AwqCase {
 
 pub(crate) fn awq(devices: &Devices) {
     let mut random = Random(7);
-    for (m, n, k, chunks) in [(1, 384, 128, 6), (4, 192, 256, 3), (20, 768, 320, 6), (70, 96, 64, 3)] {
+    // The last is T5's kind: no bias, many rows.
+    for (m, n, k, group, chunks) in [
+        (1, 384, 128, 64, 6),
+        (4, 192, 256, 64, 3),
+        (20, 768, 320, 64, 6),
+        (70, 96, 64, 64, 3),
+        (130, 320, 384, 128, 1),
+    ] {
         let codes: Vec<u8> = (0..n * k).map(|_| (random.bits() % 16) as u8).collect();
-        let scales = random.normals(n * k / 64, 0.02, 0.004);
+        let scales = random.normals(n * k / group, 0.02, 0.004);
         let zeros: Vec<f32> = scales.iter().map(|s| -7.5 * s).collect();
+        let bias = if group == 64 { random.normals(n, 0.0, 0.5) } else { vec![] };
         let case = AwqCase {
             n,
             k,
+            group,
             chunks,
             qweight: pack::pack_awq_codes(&codes, n, k),
             wscales: pack::f32_to_bf16(&scales),
             wzeros: pack::f32_to_bf16(&zeros),
-            bias: pack::f32_to_bf16(&random.normals(n, 0.0, 0.5)),
+            bias: pack::f32_to_bf16(&bias),
             x: random.normals(m * k, 0.0, 1.0),
         };
         // bf16 inputs after the SiLU, bf16 results.
-        devices.compare(&format!("{m} x {n} x {k}, {chunks} chunks"), 4e-3, &case);
+        devices.compare(&format!("{m} x {n} x {k}, groups of {group}, {chunks} chunks"), 4e-3, &case);
     }
 }
 

@@ -8,7 +8,7 @@ use super::norm::{NormRows, RowNorm};
 use super::pool::{Disjoint, Pool};
 use super::quantize::{Quantize, Quantizer, Smooth, fake_quantise_fp4};
 use super::simd::{Level, MAX_ROWS};
-use crate::ops::{Activation, Codes, DenseSource, LowRankSource, Profile, Storage, SvdqSource};
+use crate::ops::{Activation, AwqSource, Codes, DenseSource, LowRankSource, Profile, Storage, SvdqSource};
 use crate::weights::pack::{self, Unpacked};
 
 /// The weights of a linear.
@@ -49,6 +49,11 @@ impl Linear {
         let DenseSource { n, k, ref weight, ref bias, storage } = *source;
         let weights = Panels::pack(on, [n, k], storage, weight);
         Linear { n, k, bias: bias.clone(), weights: Weights::Float(weights), svdq: None }
+    }
+
+    pub(super) fn awq(on: (Level, &Pool), source: &AwqSource<'_>) -> Linear {
+        let weights = Weights::Float(Panels::packed(on, source));
+        Linear { n: source.n, k: source.k, bias: pack::unpack_awq_bias(source), weights, svdq: None }
     }
 
     pub(super) fn svdq(on: (Level, &Pool), profile: Profile, source: &SvdqSource<'_>) -> Linear {

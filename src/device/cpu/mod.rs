@@ -29,7 +29,6 @@ use crate::ops::{
     Activation, Attention, Chunk, ConvSource, Device, Layer, LinearSource, LowRankSource, Mask, Norm,
     Profile, QkNormRope,
 };
-use crate::weights::pack;
 use crate::{Error, Result};
 
 /// The processor.
@@ -81,7 +80,7 @@ impl Device for Cpu {
     fn load_linear(&self, source: &LinearSource<'_>) -> Result<Linear> {
         Ok(match source {
             LinearSource::Dense(source) => Linear::dense(self.on(), source),
-            LinearSource::Awq(source) => Linear::dense(self.on(), &pack::unpack_awq(source)),
+            LinearSource::Awq(source) => Linear::awq(self.on(), source),
             LinearSource::Svdq(source) => Linear::svdq(self.on(), self.profile, source),
         })
     }

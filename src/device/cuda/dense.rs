@@ -46,35 +46,37 @@ impl Dense {
     }
 }
 
-/// 4-bit codes with a scale and a zero point in groups of 64.
+/// 4-bit codes with a scale and a zero for every group of channels.
 pub(super) struct Awq {
     n: usize,
     k: usize,
+    group: usize,
+    chunks: usize,
     codes: Range,
-    /// `[k/64, n]` bf16
+    /// `[k/group, n]` bf16
     scales: Range,
-    /// `[k/64, n]` bf16
+    /// `[k/group, n]` bf16
     zeros: Range,
     /// `[n]` f32, in the order of the result
-    bias: Range,
-    chunks: usize,
+    bias: Option<Range>,
 }
 
 impl Awq {
     pub(super) fn load(cuda: &Cuda, source: &AwqSource<'_>) -> Result<Self> {
-        let AwqSource { n, k, chunks, .. } = *source;
-        let mut bias = vec![0.0; n];
-        for (row, value) in pack::bf16_to_f32(&source.bias).enumerate() {
-            bias[row % chunks * (n / chunks) + row / chunks] = value;
-        }
+        let AwqSource { n, k, group, chunks, .. } = *source;
+        let bias = match pack::unpack_awq_bias(source).as_slice() {
+            [] => None,
+            bias => Some(cuda.constant(bias)?),
+        };
         Ok(Awq {
             n,
             k,
-            codes: cuda.constant(source.qweight)?,
-            scales: cuda.constant(source.wscales)?,
-            zeros: cuda.constant(source.wzeros)?,
-            bias: cuda.constant(&bias)?,
+            group,
             chunks,
+            codes: cuda.constant(&source.qweight)?,
+            scales: cuda.constant(&source.wscales)?,
+            zeros: cuda.constant(&source.wzeros)?,
+            bias,
         })
     }
 
@@ -94,9 +96,9 @@ impl Awq {
             m: rows as i32,
             n: self.n as i32,
             k: self.k as i32,
-            group: 64,
+            group: self.group as i32,
             chunks: self.chunks as i32,
-            output: output(self.bias.at()),
+            output: output(self.bias.as_ref().map_or(0, Range::at)),
         })
     }
 }

@@ -173,10 +173,11 @@ pub(super) fn awq<'a>(
     Ok(AwqSource {
         n,
         k,
+        group: GROUP,
         chunks,
-        qweight: checkpoint.bytes(&format!("{name}.qweight"), Dtype::I32, &[n / 4, k / 2])?,
-        wscales: bf16("wscales", &[k / GROUP, n])?,
-        wzeros: bf16("wzeros", &[k / GROUP, n])?,
+        qweight: checkpoint.bytes(&format!("{name}.qweight"), Dtype::I32, &[n / 4, k / 2])?.into(),
+        wscales: bf16("wscales", &[k / GROUP, n])?.into(),
+        wzeros: bf16("wzeros", &[k / GROUP, n])?.into(),
         bias: bf16("bias", &[n])?.into(),
     })
 }

@@ -108,27 +108,32 @@ fn awq_codes_lie_where_the_formula_says() {
 
 #[test]
 fn awq_linears_come_out_chunk_by_chunk() {
-    let (n, k, chunks) = (24, 128, 3);
-    let (qweight, scales, zeros, bias) =
-        (bytes(n * k / 2), floats(n * k / 64), floats(n * k / 64), floats(n));
-    let packed = [&scales, &zeros, &bias].map(|v| f32_to_bf16(v));
-    let dense = unpack_awq(&AwqSource {
-        n,
-        k,
-        chunks,
-        qweight: &qweight,
-        wscales: &packed[0],
-        wzeros: &packed[1],
-        bias: packed[2][..].into(),
-    });
-    for (s, d) in (0..chunks).flat_map(|s| (0..n / chunks).map(move |d| (s, d))) {
-        let (stored, row) = (d * chunks + s, s * (n / chunks) + d);
-        assert_eq!(dense.bias[row], bias[stored]);
-        for col in 0..k {
-            let group = col / 64 * n + stored;
-            let w = f32::from(awq_code(&qweight, k, stored, col)) * scales[group] + zeros[group];
-            assert_eq!(dense.weight[row * k + col], w, "chunk {s}, channel {d}, column {col}");
+    for (n, k, chunks, group) in [(24, 128, 3, 64), (8, 256, 1, 128)] {
+        let groups = n * k / group;
+        let (qweight, scales, zeros, bias) = (bytes(n * k / 2), floats(groups), floats(groups), floats(n));
+        let packed = [&scales, &zeros, &bias].map(|v| f32_to_bf16(v));
+        let mut source = AwqSource {
+            n,
+            k,
+            group,
+            chunks,
+            qweight: qweight[..].into(),
+            wscales: packed[0][..].into(),
+            wzeros: packed[1][..].into(),
+            bias: packed[2][..].into(),
+        };
+        let dense = unpack_awq(&source);
+        for (s, d) in (0..chunks).flat_map(|s| (0..n / chunks).map(move |d| (s, d))) {
+            let (stored, row) = (d * chunks + s, s * (n / chunks) + d);
+            assert_eq!((dense.bias[row], source.stored_row(row)), (bias[stored], stored));
+            for col in 0..k {
+                let at = col / group * n + stored;
+                let w = f32::from(awq_code(&qweight, k, stored, col)) * scales[at] + zeros[at];
+                assert_eq!(dense.weight[row * k + col], w, "chunk {s}, channel {d}, column {col}");
+            }
         }
+        source.bias = [][..].into();
+        assert!(unpack_awq(&source).bias.is_empty());
     }
 }
 

@@ -4,8 +4,9 @@
 
 use super::super::pool::Pool;
 use super::super::simd::{Kernel, Level, MAX_LANES, MAX_ROWS, Simd};
+use super::packed::Packed;
 use super::{Tile, panel_width};
-use crate::ops::Storage;
+use crate::ops::{AwqSource, Storage};
 
 /// Rows of weights that are used for all rows of a tile while they are in the first-level cache.
 const BLOCK: usize = 128;
@@ -23,6 +24,7 @@ pub(in super::super) struct Panels {
 enum Data {
     F32(Vec<f32>),
     Bf16(Vec<u16>),
+    Packed(Packed),
 }
 
 impl Panels {
@@ -42,6 +44,12 @@ impl Panels {
         Panels { k, width, data }
     }
 
+    /// 4-bit weights, which stay so. Their columns are in the order of the outputs.
+    pub(in super::super) fn packed((level, pool): (Level, &Pool), source: &AwqSource<'_>) -> Panels {
+        let data = Data::Packed(Packed::new((level, pool), source));
+        Panels { k: source.k, width: panel_width(level), data }
+    }
+
     /// Adds to `tile` the product of rows `row(m, tap)` and the weights, whose `k` runs over the taps
     /// and, inside each, over the row.
     pub(in super::super) fn multiply<'a>(
@@ -55,13 +63,14 @@ impl Panels {
         // as many taps at once as fill a block
         let together = (BLOCK / depth.max(1)).clamp(1, SEGMENTS);
         let mut widened = [0.0; BLOCK * 2 * MAX_LANES];
-        let rows = tile.rows.clone();
+        let tokens = tile.rows.clone();
         for tap in (0..taps).step_by(together) {
             let segments = together.min(taps - tap);
             for start in (0..depth).step_by(BLOCK) {
                 let end = depth.min(start + BLOCK);
-                let first = (tile.panel * self.k + tap * depth + start) * self.width;
-                let len = segments * (end - start) * self.width;
+                let rows = tap * depth + start..tap * depth + start + segments * (end - start);
+                let first = (tile.panel * self.k + rows.start) * self.width;
+                let len = rows.len() * self.width;
                 let weights = match &self.data {
                     Data::F32(w) => &w[first..][..len],
                     Data::Bf16(w) => {
@@ -69,9 +78,14 @@ impl Panels {
                         level.run(Widen { from: &w[first..][..len], to: weights });
                         weights
                     }
+                    Data::Packed(w) => {
+                        let weights = &mut widened[..len];
+                        w.widen(level, tile.panel, rows, weights);
+                        weights
+                    }
                 };
-                let x = |m: usize, segment: usize| &row(rows.start + m, tap + segment)[start..end];
-                accumulate(level, (&mut *tile.values, tile.stride), rows.len(), segments, x, weights);
+                let x = |m: usize, segment: usize| &row(tokens.start + m, tap + segment)[start..end];
+                accumulate(level, (&mut *tile.values, tile.stride), tokens.len(), segments, x, weights);
             }
         }
     }

@@ -7,6 +7,7 @@
 
 mod float;
 mod int;
+mod packed;
 
 use std::ops::Range;
 

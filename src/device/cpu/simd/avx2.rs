@@ -132,6 +132,16 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn nibbles_at(self, x: *const u8) -> [__m256; 2] {
+        // SAFETY: by the contract of this method.
+        unsafe {
+            let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(x.cast()));
+            let low = _mm256_and_si256(bytes, _mm256_set1_epi32(15));
+            [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(bytes))]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_ints_at(self, x: *const i32) -> __m256i {
         // SAFETY: by the contract of this method.
         unsafe { _mm256_loadu_si256(x.cast()) }

@@ -114,6 +114,16 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn nibbles_at(self, x: *const u8) -> [__m512; 2] {
+        // SAFETY: by the contract of this method.
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(x.cast()));
+            let low = _mm512_and_si512(bytes, _mm512_set1_epi32(15));
+            [_mm512_cvtepi32_ps(low), _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(bytes))]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_ints_at(self, x: *const i32) -> __m512i {
         // SAFETY: by the contract of this method.
         unsafe { _mm512_loadu_si512(x.cast()) }

@@ -52,6 +52,10 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `LANES` values can be read at `x`.
     unsafe fn widen_at(self, x: *const u16) -> Self::F;
+    /// The lower and the upper four bits of every byte, as numbers from 0 to 15.
+    /// # Safety
+    /// `LANES` bytes can be read at `x`.
+    unsafe fn nibbles_at(self, x: *const u8) -> [Self::F; 2];
 
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;

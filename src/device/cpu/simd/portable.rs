@@ -69,6 +69,13 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn nibbles_at(self, x: *const u8) -> [F; 2] {
+        // SAFETY: by the contract of this method.
+        let bytes = unsafe { x.cast::<[u8; LANES]>().read_unaligned() };
+        [bytes.map(|b| f32::from(b & 15)), bytes.map(|b| f32::from(b >> 4))]
+    }
+
+    #[inline(always)]
     fn add(self, a: F, b: F) -> F {
         zip(a, b, |a, b| a + b)
     }

@@ -61,10 +61,11 @@ pub(super) fn quantised_linears(level: Level) {
         let source = AwqSource {
             n: 48,
             k: 128,
+            group: 64,
             chunks,
-            qweight: layer.bytes("qweight"),
-            wscales: layer.bytes("wscales"),
-            wzeros: layer.bytes("wzeros"),
+            qweight: layer.bytes("qweight").into(),
+            wscales: layer.bytes("wscales").into(),
+            wzeros: layer.bytes("wzeros").into(),
             bias: layer.bytes("bias").into(),
         };
         layer.check(&cpu, LinearSource::Awq(source));

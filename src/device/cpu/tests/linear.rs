@@ -191,39 +191,49 @@ pub(super) fn fc2_sees_the_shifted_gelu(level: Level) {
     }
 }
 
+/// 4-bit weights agree with the formula, and to the last bit with the dense linear that they are unpacked to.
 pub(super) fn awq_linears(level: Level) {
-    for (m, n, k, chunks) in [(1, 24, 64, 6), (20, 96, 128, 3)] {
+    for (m, n, k, group, chunks) in
+        [(1, 24, 64, 64, 6), (20, 96, 128, 64, 3), (13, 40, 384, 128, 1), (150, 68, 320, 64, 1)]
+    {
         let mut r = Random(k as u64);
         let cpu = cpu(level, Profile::W4A8);
         let codes: Vec<u8> = (0..n * k).map(|_| r.below(16) as u8).collect();
-        let scales = rounded(r.normals(n * k / 64, 0.1));
+        let scales = rounded(r.normals(n * k / group, 0.1));
         let zeros: Vec<f32> = rounded(scales.iter().map(|s| s * -7.0).collect());
-        let bias = rounded(r.normals(n, 1.0));
+        let bias = if group == 64 { rounded(r.normals(n, 1.0)) } else { vec![] };
         let source = AwqSource {
             n,
             k,
+            group,
             chunks,
-            qweight: &pack::pack_awq_codes(&codes, n, k),
-            wscales: &bytes(&scales),
-            wzeros: &bytes(&zeros),
+            qweight: pack::pack_awq_codes(&codes, n, k).into(),
+            wscales: bytes(&scales).into(),
+            wzeros: bytes(&zeros).into(),
             bias: bytes(&bias).into(),
         };
-        let w = cpu.load_linear(&LinearSource::Awq(source)).unwrap();
         let x = r.activations(m, k);
         let mut want = vec![0.0; m * n];
         for (m, row) in x.chunks(k).enumerate() {
             for stored in 0..n {
                 let at = |i: usize| {
-                    let g = i / 64 * n + stored;
+                    let g = i / group * n + stored;
                     f64::from(codes[stored * k + i]) * f64::from(scales[g]) + f64::from(zeros[g])
                 };
                 let sum: f64 = row.iter().enumerate().map(|(i, x)| f64::from(*x) * at(i)).sum();
                 want[m * n + stored % chunks * (n / chunks) + stored / chunks] =
-                    sum + f64::from(bias[stored]);
+                    sum + f64::from(bias.get(stored).copied().unwrap_or(0.0));
             }
         }
-        let input = cpu.prepare(&upload(&cpu, &x, k), 0..m, Norm::None, plain(&w)).unwrap();
-        let y = cpu.linear(&input, plain(&w), Activation::None).unwrap();
-        assert_close(&cpu.download(&y).unwrap(), &want, 1e-5);
+        let run = |source: &LinearSource<'_>| {
+            let w = cpu.load_linear(source).unwrap();
+            let input = cpu.prepare(&upload(&cpu, &x, k), 0..m, Norm::None, plain(&w)).unwrap();
+            cpu.download(&cpu.linear(&input, plain(&w), Activation::None).unwrap()).unwrap()
+        };
+        let dense = run(&LinearSource::Dense(pack::unpack_awq(&source)));
+        let y = run(&LinearSource::Awq(source));
+        assert_close(&y, &want, 1e-5);
+        // A code times a bf16 scale is exact in f32, so that packed weights are those of the dense linear.
+        assert_eq!(y, dense, "{n} x {k} in groups of {group}");
     }
 }

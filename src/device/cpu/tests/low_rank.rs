@@ -5,7 +5,8 @@ use std::ops::Range;
 use super::linear::{Layer as Quantised, PROFILES};
 use super::*;
 use crate::device::cpu::LowRank;
-use crate::ops::{Activation, Chunk, DenseSource, LinearSource, LowRankSource, Norm, Storage};
+use crate::ops::{Activation, AwqSource, Chunk, DenseSource, LinearSource, LowRankSource, Norm, Storage};
+use crate::weights::pack;
 
 /// An update of some rows of a linear `[n, k]`, and its strength.
 struct Update {
@@ -102,6 +103,32 @@ pub(super) fn of_dense_linears(level: Level) {
         let y = linear(&wide(&x), &wide(&weight), &wide(&bias), k);
         let source = DenseSource { n, k, weight: weight.into(), bias, storage: Storage::F32 };
         let w = cpu.load_linear(&LinearSource::Dense(source)).unwrap();
+        let updates = Update::set(&mut r, n, k);
+        check(&cpu, &w, &updates, &x, y, &mut r);
+    }
+}
+
+pub(super) fn of_awq_linears(level: Level) {
+    for (m, n, k, group, chunks) in [(20, 96, 192, 64, 6), (3, 132, 256, 128, 1)] {
+        let mut r = Random(m as u64);
+        let cpu = cpu(level, Profile::W4A8);
+        let codes: Vec<u8> = (0..n * k).map(|_| r.below(16) as u8).collect();
+        let scales = r.normals(n * k / group, 0.05);
+        let zeros: Vec<f32> = scales.iter().map(|s| s * -7.5).collect();
+        let source = AwqSource {
+            n,
+            k,
+            group,
+            chunks,
+            qweight: pack::pack_awq_codes(&codes, n, k).into(),
+            wscales: pack::f32_to_bf16(&scales).into(),
+            wzeros: pack::f32_to_bf16(&zeros).into(),
+            bias: pack::f32_to_bf16(&r.normals(n, 1.0)).into(),
+        };
+        let x = r.activations(m, k);
+        let dense = pack::unpack_awq(&source);
+        let y = linear(&wide(&x), &wide(&dense.weight), &wide(&dense.bias), k);
+        let w = cpu.load_linear(&LinearSource::Awq(source)).unwrap();
         let updates = Update::set(&mut r, n, k);
         check(&cpu, &w, &updates, &x, y, &mut r);
     }

@@ -31,6 +31,7 @@ on_every_level! {
     linear::awq_linears
     linear::fc2_sees_the_shifted_gelu
     linear::svdq_linears
+    low_rank::of_awq_linears
     low_rank::of_dense_linears
     low_rank::of_quantised_linears
     low_rank::through_the_gelu
@@ -52,7 +53,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    pub(super) fn below(&mut self, end: usize) -> usize {
+    pub(crate) fn below(&mut self, end: usize) -> usize {
         (self.bits() % end as u64) as usize
     }
 
