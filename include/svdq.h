@@ -299,6 +299,11 @@ typedef struct svdq_lora_info {
    * trained for this kind of model has none.
    */
   uint32_t unused_tensors;
+  /**
+   * Channels of a control image, as LoRAs for FLUX.1's tools (Canny, Depth) add them. No such image
+   * can be given yet: zeros stand for it. 0 for other LoRAs.
+   */
+  uint32_t control_channels;
 } svdq_lora_info;
 
 /**

@@ -318,3 +318,35 @@ fn bench_says_what_it_measured() {
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("--random-weights needs --model flux.1-dev or flux.1-schnell"));
 }
+
+/// A LoRA for a control image: what is said of it, and the rest of it in the picture.
+#[test]
+fn a_control_lora_without_its_image() {
+    use safetensors::{Dtype, tensor::TensorView};
+    let folder = Folder::new("control");
+    let out = folder.0.join("out.png");
+    let ones = [0x80, 0x3d].repeat(2 * 256);
+    let picture = |columns: usize| {
+        let file = folder.0.join("canny.safetensors");
+        // bfloat16 sixteenths; in A, those of the control image are as large as bfloat16 can be.
+        let row = [[0x80, 0x3d].repeat(64), [0x7f, 0x7f].repeat(columns - 64)].concat();
+        let tensors = [
+            ("img_in.lora_A.weight", TensorView::new(Dtype::BF16, vec![1, columns], &row).unwrap()),
+            ("img_in.lora_B.weight", TensorView::new(Dtype::BF16, vec![256, 1], &ones[..512]).unwrap()),
+        ];
+        fs::write(&file, safetensors::serialize(tensors, None).unwrap()).unwrap();
+        let file = file.to_str().unwrap();
+        let summary = text(&svdq(&["inspect", file]).stdout);
+        assert_eq!(summary.contains("64 channels of a control image"), columns == 128, "{summary}");
+        let out = out.to_str().unwrap();
+        let run = svdq(&["generate", "pixel art key", "--steps", "2", "--lora", file, "-o", out]);
+        assert!(run.status.success(), "{}", text(&run.stderr));
+        assert_eq!(text(&run.stderr).contains("control image"), columns == 128, "{}", text(&run.stderr));
+        read_png(Path::new(out)).1
+    };
+    let run = svdq(&["generate", "pixel art key", "--steps", "2", "-o", out.to_str().unwrap()]);
+    assert!(run.status.success(), "{}", text(&run.stderr));
+    let plain = read_png(&out).1;
+    let wide = picture(128);
+    assert!(wide == picture(64) && wide != plain);
+}

@@ -21,9 +21,12 @@ pub struct svdq_lora_info {
     /// Tensors of the file for which the model has no place; they have no effect. A LoRA that was
     /// trained for this kind of model has none.
     pub unused_tensors: u32,
+    /// Channels of a control image, as LoRAs for FLUX.1's tools (Canny, Depth) add them. No such image
+    /// can be given yet: zeros stand for it. 0 for other LoRAs.
+    pub control_channels: u32,
 }
 
-// SAFETY: four integers.
+// SAFETY: five integers.
 unsafe impl Sized32 for svdq_lora_info {
     const NAME: &'static str = "svdq_lora_info";
 }
@@ -94,6 +97,7 @@ pub unsafe extern "C" fn svdq_lora_get_info(
             rank: found.ranks.last().map_or(0, |&rank| rank as u32),
             modules: found.modules as u32,
             unused_tensors: found.unused.len() as u32,
+            control_channels: found.control_channels as u32,
         };
         // SAFETY: `info` is as the header demands.
         unsafe { write_struct(info, &found) }

@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::names::{Key, Role, dialect, is_text_encoder, parse};
 use crate::weights::Checkpoint;
+use crate::weights::flux::FluxConfig;
 
 /// What the keys of a LoRA file tell. Displays as a few lines for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub struct Description {
     unsupported: BTreeSet<&'static str>,
     /// Blocks of FLUX are named.
     flux: bool,
+    /// Channels that the embedder of latents takes beside those of FLUX.1-dev.
+    control_channels: usize,
     /// Types of elements.
     dtypes: BTreeSet<String>,
     /// Number of tensors and their bytes.
@@ -31,6 +34,7 @@ impl Description {
             networks: BTreeMap::new(),
             unsupported: BTreeSet::new(),
             flux: false,
+            control_channels: 0,
             dtypes: BTreeSet::new(),
             total: (0, 0),
         };
@@ -47,6 +51,11 @@ impl Description {
                     ranks.extend(tensor.shape.first());
                     found.naming.insert(dialect(module));
                     let flat = module.replace('.', "_");
+                    if !text && (flat.ends_with("x_embedder") || flat.ends_with("img_in")) {
+                        let columns = tensor.shape.get(1).copied().unwrap_or(0);
+                        let more = columns.saturating_sub(FluxConfig::FLUX_1_DEV.in_channels);
+                        found.control_channels = found.control_channels.max(more);
+                    }
                     found.flux |= ["double_blocks_", "single_blocks_", "transformer_blocks_"]
                         .iter()
                         .any(|part| !text && flat.contains(part));
@@ -71,6 +80,13 @@ impl fmt::Display for Description {
         for (network, (modules, ranks)) in &self.networks {
             let ranks: Vec<String> = ranks.iter().map(usize::to_string).collect();
             writeln!(f, "  {network:<24}{modules:>6} modules, rank {}", ranks.join(", "))?;
+        }
+        if self.control_channels > 0 {
+            let channels = self.control_channels;
+            writeln!(
+                f,
+                "  {channels} channels of a control image, which `generate` takes for zeros: none can be given yet"
+            )?;
         }
         let dtypes: Vec<&str> = self.dtypes.iter().map(String::as_str).collect();
         let (tensors, bytes) = self.total;

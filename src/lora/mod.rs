@@ -31,6 +31,9 @@ pub struct LoraInfo {
     pub modules: usize,
     /// Ranks that occur.
     pub ranks: BTreeSet<usize>,
+    /// Channels of a control image, as LoRAs for FLUX.1's tools (Canny, Depth) add them to the latents. No such image can be
+    /// given yet: they count as zeros, and what the LoRA makes of them has no effect.
+    pub control_channels: usize,
     /// Tensors of the file for which the model has no place, sorted. They have no effect.
     pub unused: Vec<String>,
 }
@@ -45,8 +48,11 @@ pub fn load<D: Device>(dev: &D, file: &Checkpoint, sites: [&Sites; 3]) -> Result
     let names = names::Names::new(sites);
     let contents = file::Contents::read(file, &names, sites)?;
     let mut pieces = Vec::new();
+    let mut control_channels = 0;
     for update in &contents.updates {
-        pieces.extend(pieces::cut(file, sites[update.network as usize], update)?);
+        let sites = sites[update.network as usize];
+        control_channels = control_channels.max(pieces::control_channels(sites, update));
+        pieces.extend(pieces::cut(file, sites, update)?);
     }
     let mut patches = Network::ALL.map(|_| Patch { updates: vec![], vectors: vec![] });
     for group in pieces::join(file, pieces)? {
@@ -62,6 +68,7 @@ pub fn load<D: Device>(dev: &D, file: &Checkpoint, sites: [&Sites; 3]) -> Result
     let info = LoraInfo {
         modules: contents.updates.len() + contents.replacements.len(),
         ranks: contents.updates.iter().map(|update| update.down.shape[0]).collect(),
+        control_channels,
         unused: contents.unused.iter().map(|&name| name.to_owned()).collect(),
     };
     Ok((patches, info))

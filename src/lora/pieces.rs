@@ -27,6 +27,18 @@ pub(super) struct Piece<'a> {
     pub(super) scale: f32,
 }
 
+/// Inputs that an update gives the embedder of latents beside those that it has: LoRAs for FLUX.1's tools (Canny, Depth)
+/// put the latents of a control image there, as many again or several times as many. Without one they are zeros, so that
+/// the pieces of an update leave these columns of `A` out.
+pub(super) fn control_channels(sites: &Sites, update: &Update<'_>) -> usize {
+    let k = match sites.targets(&update.target.layers[0]) {
+        [only] if update.target.layers[0] == "x_embedder" => only.columns.end,
+        _ => return 0,
+    };
+    let columns = update.down.shape[1];
+    if columns > k && columns.is_multiple_of(k) { columns - k } else { 0 }
+}
+
 /// The pieces of an update.
 ///
 /// # Errors
@@ -37,19 +49,7 @@ pub(super) fn cut<'a>(file: &Checkpoint, sites: &Sites, update: &Update<'a>) -> 
     let height = |targets: &[Target]| targets.first().map_or(0, |t| t.rows.len());
     let n: usize = layers.iter().map(|targets| height(targets)).sum();
     let k = layers.first().and_then(|targets| targets.last()).map_or(0, |last| last.columns.end);
-    let widened = || {
-        Error::Unsupported(format!(
-            "{}: tensor `{}` widens {} from {k} to {} inputs: it is for models that take an image to control the result",
-            file.path().display(),
-            down.name,
-            target.layers[0],
-            down.shape[1]
-        ))
-    };
-    if down.shape[1] != k {
-        if target.layers[0] == "x_embedder" && down.shape[1] > k {
-            return Err(widened());
-        }
+    if down.shape[1] != k + control_channels(sites, update) {
         return Err(wrong(file, down.name, format!("has {} columns, {k} are expected", down.shape[1])));
     }
     if up.shape[0] != n {

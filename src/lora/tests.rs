@@ -115,13 +115,14 @@ fn every_naming_is_the_same_lora() {
 #[test]
 fn outputs_equal_diffusers() {
     let networks = Networks::new();
-    let [all, split, xlabs, control] =
-        ["all.diffusers", "split", "xlabs", "control"].map(|name| networks.open(name));
+    let [all, split, xlabs, control, wide] =
+        ["all.diffusers", "split", "xlabs", "control", "wide"].map(|name| networks.open(name));
     assert_equal(&networks.velocity(&[(&split, 0.5)]), "split@0.5");
     assert_equal(&networks.velocity(&[(&split, -1.25)]), "split@-1.25");
     assert_equal(&networks.velocity(&[(&xlabs, 1.0)]), "xlabs@1.0");
     assert_equal(&networks.velocity(&[(&control, 1.0)]), "control@1.0");
     assert_equal(&networks.velocity(&[(&control, 0.5)]), "control@0.5");
+    assert_equal(&networks.velocity(&[(&wide, 0.7)]), "wide@0.7");
     assert_equal(&networks.velocity(&[(&all, 0.7), (&xlabs, -0.5)]), "all@0.7+xlabs@-0.5");
 }
 

@@ -33,7 +33,7 @@ fn layouts() -> Vec<Layout> {
         svdq_generate_params {
             struct_size, width, height, steps, guidance, reserved, seed, prompt, loras, lora_count, reserved2
         }
-        svdq_lora_info { struct_size, rank, modules, unused_tensors }
+        svdq_lora_info { struct_size, rank, modules, unused_tensors, control_channels }
         svdq_lora_ref { struct_size, strength, lora }
     }
 }

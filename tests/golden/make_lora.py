@@ -3,9 +3,10 @@
     all.*.safetensors     one LoRA of every linear, alpha 4 and rank 2, in one naming and type of element each
     split.safetensors     PEFT's own file: q, k, v apart, other ranks and alphas by layer, rank-stabilised
     control.safetensors   Black Forest Labs' control LoRA: biases, and weights for the norms of q and k
+    wide.safetensors      for a control image: the embedder of latents takes twice the channels
     xlabs.safetensors     attention alone
     text.safetensors      for the tiny CLIP and T5 in `clip/` and `t5/`
-    io.safetensors        FILE@STRENGTH [24, 16]: the transformer's output on the inputs in `flux/`;
+    io.safetensors        FILE@STRENGTH [24, 16]: the transformer's output on the inputs in `flux/`, and zeros for a control image;
                           clip.pooler_output and t5.last_hidden_state with the text encoders' LoRA at 0.7
 
 Values are those that both 8-bit types have, so that every type of element holds them exactly and all files of `all` are the same LoRA.
@@ -88,8 +89,9 @@ def tiny_flux():
 
 def run(model):
     io = load_file(HERE / "flux/io.safetensors")
+    control = torch.zeros(*io["img"].shape[:-1], model.x_embedder.in_features - io["img"].shape[-1])
     return model(
-        hidden_states=io["img"],
+        hidden_states=torch.cat([io["img"], control], dim=-1),
         encoder_hidden_states=io["txt"],
         pooled_projections=io["pooled"],
         timestep=io["timestep"],
@@ -209,6 +211,17 @@ def control(whole):
     return named
 
 
+def make_wide():
+    """In the names of PEFT. diffusers widens the transformer's own weight with zeros to fit."""
+    random, shapes, named = Random(5), {name: p.shape for name, p in tiny_flux().named_parameters()}, {}
+    for name in ("x_embedder", "transformer_blocks.0.attn.to_q", "transformer_blocks.0.ff.net.2", "proj_out"):
+        n, k = shapes[f"{name}.weight"]
+        k *= 2 if name == "x_embedder" else 1
+        named[f"transformer.{name}.lora_A.weight"] = random.matrix(4, k, size=k**-0.5)
+        named[f"transformer.{name}.lora_B.weight"] = random.matrix(n, 4, size=0.2)
+    write("wide", named, torch.bfloat16)
+
+
 def check_names():
     """diffusers reads kohya's and ComfyUI's names as the same LoRA, but for defects of its converter (in 0.42.1): outside of
     the blocks it forgets the prefix, so that these layers are dropped later, and the alphas of the last layer."""
@@ -293,5 +306,7 @@ def make():
     io["xlabs@1.0"] = outputs([("xlabs.safetensors", 1.0)])
     io["control@1.0"] = outputs([("control.safetensors", 1.0)])
     io["control@0.5"] = outputs([("control.safetensors", 0.5)])
+    make_wide()
+    io["wide@0.7"] = outputs([("wide.safetensors", 0.7)])
     io["all@0.7+xlabs@-0.5"] = outputs([(REFERENCE, 0.7), ("xlabs.safetensors", -0.5)])
     save("lora/io.safetensors", io)

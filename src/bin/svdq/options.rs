@@ -103,6 +103,12 @@ impl ModelArgs {
                 let (path, count) = (path.display(), lora.info().unused.len());
                 eprintln!("svdq: {path}: the model has no place for {count} tensors, such as `{first}`");
             }
+            if lora.info().control_channels > 0 {
+                let path = path.display();
+                eprintln!(
+                    "svdq: {path}: it is for a control image, which cannot be given yet: zeros stand for it"
+                );
+            }
             loras.push((lora, *strength));
         }
         Ok(loras)

@@ -133,10 +133,16 @@ const CASES: &[Case] = &[
         &["changes the same layer", "double_blocks.0.img_attn.qkv"],
     ),
     (
-        "more inputs of the image",
-        |f| f.ones("x_embedder.lora_A.weight", &[2, 32]),
-        Unsupported,
-        &["style.safetensors", "x_embedder.lora_A.weight", "from 16 to 32"],
+        "half an image more",
+        |f| f.ones("x_embedder.lora_A.weight", &[2, 24]),
+        Model,
+        &["x_embedder.lora_A.weight", "24 columns, 16 are expected"],
+    ),
+    (
+        "an image beside the text",
+        |f| f.ones("context_embedder.lora_A.weight", &[2, 96]),
+        Model,
+        &["context_embedder.lora_A.weight", "96 columns, 48 are expected"],
     ),
     (
         "LoKr",
@@ -223,6 +229,22 @@ fn what_is_wrong_is_named_and_the_model_works_on() {
     }
     let error = relative_error(&networks.plain(), &networks.golden.values("out"));
     assert!(error < 1e-4, "{error}");
+}
+
+/// `img_in` of Black Forest Labs' control LoRAs takes a control image too: its columns of A have no effect, all else has.
+#[test]
+fn channels_of_a_control_image_are_left_out() {
+    let networks = Networks::new();
+    let (patches, info) = networks.load(&File::open("control").checkpoint()).unwrap();
+    assert_eq!(info.control_channels, 0);
+    let want = bits(&networks.velocity(&[(&patches, 0.7)]));
+    let mut file = File::open("control");
+    let (_, shape, bytes) = file.tensors.get_mut("img_in.lora_A.weight").unwrap();
+    let row = 2 * std::mem::replace(shape, vec![2, 32])[1];
+    *bytes = bytes.chunks(row).flat_map(|row| [row, &[0x80, 0x42].repeat(16)].concat()).collect();
+    let (wide, wide_info) = networks.load(&file.checkpoint()).unwrap();
+    assert_eq!(wide_info, LoraInfo { control_channels: 16, ..info });
+    assert!(bits(&networks.velocity(&[(&wide, 0.7)])) == want);
 }
 
 #[test]
