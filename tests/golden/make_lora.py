@@ -8,6 +8,8 @@
     text.safetensors      for the tiny CLIP and T5 in `clip/` and `t5/`
     io.safetensors        FILE@STRENGTH [24, 16]: the transformer's output on the inputs in `flux/`, and zeros for a control image;
                           clip.pooler_output and t5.last_hidden_state with the text encoders' LoRA at 0.7
+    demo.safetensors      img [24, 64] txt [9, 256] pooled [128]: inputs of the demo model's transformer at timestep 0.7 and guidance 3.5;
+                          plain and pocket-green@0.7 [24, 64]: its output on the dequantised 4-bit weights
 
 Values are those that both 8-bit types have, so that every type of element holds them exactly and all files of `all` are the same LoRA.
 diffusers' converters read kohya's, ComfyUI's, XLabs' and the control LoRA's names here; they are made for FLUX.1's sizes,
@@ -17,6 +19,7 @@ which are replaced.
 import inspect
 import json
 
+import numpy as np
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from diffusers.loaders import lora_conversion_utils, lora_pipeline
@@ -24,7 +27,8 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, T5EncoderModel
 
-from common import HERE, save
+import make_quant
+from common import ASSETS, HERE, save
 
 HIDDEN, MLP, BLOCKS, RANK, ALPHA = 64, 256, 2, 2, 4.0
 FOLDER = HERE / "lora"
@@ -102,8 +106,8 @@ def run(model):
     )[0][0]
 
 
-def pipeline():
-    """A pipeline with only a transformer, with converters for its sizes."""
+def pipeline(transformer=None):
+    """A pipeline with only a transformer, with converters for the sizes of the tiny one."""
     for name in ("_convert_kohya_flux_lora_to_diffusers", "_convert_bfl_flux_control_lora_to_diffusers"):
         source = inspect.getsource(getattr(lora_conversion_utils, name))
         for old, new in (
@@ -116,7 +120,7 @@ def pipeline():
         exec(compile(source, name, "exec"), vars(lora_conversion_utils))
         setattr(lora_pipeline, name, getattr(lora_conversion_utils, name))
     parts = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-    return FluxPipeline(transformer=tiny_flux(), **dict.fromkeys(parts))
+    return FluxPipeline(transformer=transformer or tiny_flux(), **dict.fromkeys(parts))
 
 
 def outputs(files):
@@ -298,7 +302,94 @@ def make_text():
     return io
 
 
+FOUR_BIT = {
+    "qkv_proj": ["attn.to_q", "attn.to_k", "attn.to_v"],
+    "qkv_proj_context": ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"],
+    "out_proj": ["attn.to_out.0"],
+    "out_proj_context": ["attn.to_add_out"],
+    "mlp_fc1": ["ff.net.0.proj"],
+    "mlp_fc2": ["ff.net.2"],
+    "mlp_context_fc1": ["ff_context.net.0.proj"],
+    "mlp_context_fc2": ["ff_context.net.2"],
+}
+
+
+def dequantised(file):
+    """Nunchaku's 4-bit transformer as diffusers' tensors in float32."""
+    dense, single = {}, {}
+    for key in [key for key in file if key.endswith(".qweight")]:
+        layer = key.removesuffix(".qweight")
+        t = {name: file.pop(f"{layer}.{name}") for name in ("qweight", "wscales", "bias")}
+        t = {name: (value if name == "qweight" else value.float()).numpy() for name, value in t.items()}
+        block, _, part = layer.partition(".")[2].partition(".")
+        prefix = f"{layer.partition('.')[0]}.{block}."
+        n = t["bias"].size
+        if f"{layer}.wzeros" in file:
+            k, chunks = t["qweight"].shape[1] * 2, 3 if layer.startswith("single") else 6
+            codes = make_quant.unpack_codes(t["qweight"], make_quant.awq_index(n, k))
+            zeros = file.pop(f"{layer}.wzeros").float().numpy()
+            weight = codes * np.repeat(t["wscales"], 64, 0).T + np.repeat(zeros, 64, 0).T
+            weight, bias = (a.reshape(n // chunks, chunks, -1).swapaxes(0, 1).copy() for a in (weight, t["bias"]))
+            bias[1::3] -= 1
+            dense[f"{layer}.weight"], dense[f"{layer}.bias"] = weight.reshape(n, k), bias.ravel()
+            continue
+        k = t["qweight"].shape[1] * 2
+        down, up, smooth = (file.pop(f"{layer}.{name}").float().numpy() for name in ("lora_down", "lora_up", "smooth"))
+        del file[f"{layer}.smooth_orig"]
+        rank, unpack = down.shape[1], make_quant.unpack
+        codes = make_quant.unpack_codes(t["qweight"], make_quant.qweight_index(n, k)).astype(np.int8)
+        codes = np.where(codes < 8, codes, codes - 16)
+        scales = unpack(t["wscales"], make_quant.pack_wscales, n, k // 64)
+        weight = codes * np.repeat(scales, 64, 1) / unpack(smooth, make_quant.pack_vector, k)
+        bias = unpack(t["bias"], make_quant.pack_vector, n)
+        if part.endswith("fc2"):
+            bias = bias + make_quant.SHIFT * weight.sum(1)
+        weight = weight + unpack(up, make_quant.pack_lora_up, n, rank) @ unpack(down, make_quant.pack_lora_down, rank, k)
+        if layer.startswith("single") and part in ("out_proj", "mlp_fc2"):
+            single.setdefault(prefix, {})[part] = weight, bias
+            continue
+        names = ["proj_mlp"] if layer.startswith("single") and part == "mlp_fc1" else FOUR_BIT[part]
+        for i, name in enumerate(names):
+            rows = slice(i * n // len(names), (i + 1) * n // len(names))
+            dense[f"{prefix}{name}.weight"], dense[f"{prefix}{name}.bias"] = weight[rows], bias[rows]
+    for prefix, parts in single.items():
+        (left, one), (right, two) = parts["out_proj"], parts["mlp_fc2"]
+        dense[f"{prefix}proj_out.weight"], dense[f"{prefix}proj_out.bias"] = np.hstack([left, right]), one + two
+    for name, value in file.items():
+        dense[name.replace(".norm_", ".attn.norm_") if "blocks." in name else name] = value.float().numpy()
+    return {name: torch.from_numpy(np.ascontiguousarray(value, np.float32)) for name, value in dense.items()}
+
+
+def make_demo():
+    """A trained LoRA on 4-bit weights."""
+    model = FluxTransformer2DModel.from_config(json.loads((ASSETS / "demo/transformer/config.json").read_text()))
+    model.load_state_dict(dequantised(load_file(ASSETS / "demo/svdq-int4_r32-demo.safetensors")))
+    pipe = pipeline(model.float().eval())
+    generator = torch.Generator().manual_seed(6)
+    io = {name: torch.randn(shape, generator=generator) for name, shape in (("img", (24, 64)), ("txt", (9, 256)), ("pooled", (128,)))}
+    ids = torch.tensor([[0, i // 6, i % 6] for i in range(24)]).float()
+
+    def output():
+        return pipe.transformer(
+            hidden_states=io["img"][None],
+            encoder_hidden_states=io["txt"][None],
+            pooled_projections=io["pooled"][None],
+            timestep=torch.tensor([0.7]),
+            guidance=torch.tensor([3.5]),
+            img_ids=ids,
+            txt_ids=torch.zeros(9, 3),
+            return_dict=False,
+        )[0][0]
+
+    io["plain"] = output()
+    pipe.load_lora_weights(ASSETS / "demo/lora/pocket-green.safetensors", adapter_name="green")
+    pipe.set_adapters(["green"], [0.7])
+    io["pocket-green@0.7"] = output()
+    save("lora/demo.safetensors", io)
+
+
 def make():
+    make_demo()
     make_all()
     check_names()
     io = make_split() | make_text()

@@ -57,13 +57,17 @@ def pack_vector(v):
     return scatter(v, vector_index(np.arange(v.size)))
 
 
-def pack_qweight(q):
-    rows, cols = q.shape
+def qweight_index(rows, cols):
     n, k = grid(rows, cols)
     tile = n // 128 * (cols // 64) + k // 64
     lane = n % 8 * 4 + k % 32 // 8
     word = ((tile * 8 + n % 128 // 16) * 32 + lane) * 4 + n % 16 // 8 * 2 + k % 64 // 32
-    return nibbles(q, word * 8 + k % 8).view(np.int8).reshape(rows, cols // 2)
+    return word * 8 + k % 8
+
+
+def pack_qweight(q):
+    rows, cols = q.shape
+    return nibbles(q, qweight_index(rows, cols)).view(np.int8).reshape(rows, cols // 2)
 
 
 def pack_wscales(ws):
@@ -88,11 +92,28 @@ def pack_lora_up(b):
     return scatter(b, (block * 32 + lane) * 8 + n % 16 // 8 * 4 + r % 16 // 8 * 2 + r % 2).reshape(rows, rank)
 
 
-def pack_awq(q):
-    rows, cols = q.shape
+def awq_index(rows, cols):
     n, k = grid(rows, cols)
     i16 = n // 4 * cols + k // 64 * 64 + n % 4 * 16 + k % 64 // 32 * 8 + k % 8
-    return nibbles(q, i16 * 4 + k % 32 // 8).view(np.int32).reshape(rows // 4, cols // 2)
+    return i16 * 4 + k % 32 // 8
+
+
+def pack_awq(q):
+    rows, cols = q.shape
+    return nibbles(q, awq_index(rows, cols)).view(np.int32).reshape(rows // 4, cols // 2)
+
+
+def unpack(packed, pack, *shape):
+    """The inverse of `pack`, one of the functions above that move values."""
+    values = np.empty(packed.size, packed.dtype)
+    values[pack(np.arange(packed.size).reshape(shape)).ravel()] = packed.ravel()
+    return values.reshape(shape)
+
+
+def unpack_codes(packed, index):
+    """Codes 0..15 at `index` among the nibbles of `packed`."""
+    pairs = packed.ravel().view(np.uint8)
+    return np.stack([pairs & 15, pairs >> 4], 1).ravel()[index]
 
 
 def quantise(x, smooth, unsigned):

@@ -180,3 +180,155 @@ fn updates_of_4_bit_linears_equal_merged_weights() {
     let effect = relative_error(&self::run(Run::plain(&cpu), &flux), &want);
     assert!(error < 1e-3 && effect > 0.05, "error {error}, effect {effect}");
 }
+
+/// Where q, k, v and the MLP lie on top of one another in Black Forest Labs' files, and what the others are called there.
+const FUSED: [(&str, &[&str]); 3] = [
+    ("img_attn.qkv", &["attn.to_q", "attn.to_k", "attn.to_v"]),
+    ("txt_attn.qkv", &["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"]),
+    ("linear1", &["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"]),
+];
+const OTHERS: [(&str, &str); 7] = [
+    ("attn.to_out.0", "img_attn.proj"),
+    ("attn.to_add_out", "txt_attn.proj"),
+    ("ff.net.0.proj", "img_mlp.0"),
+    ("ff.net.2", "img_mlp.2"),
+    ("ff_context.net.0.proj", "txt_mlp.0"),
+    ("ff_context.net.2", "txt_mlp.2"),
+    ("proj_out", "linear2"),
+];
+
+/// `A` and `B` of a module, row-major.
+struct Module {
+    rank: usize,
+    k: usize,
+    down: Vec<f32>,
+    up: Vec<f32>,
+}
+
+impl Module {
+    /// Modules of one input on top of one another: the ranks of all, `B` a diagonal of blocks.
+    fn fuse(parts: &[&Module]) -> Module {
+        let rank = parts.iter().map(|part| part.rank).sum();
+        let (mut down, mut up, mut start) = (vec![], vec![], 0);
+        for part in parts {
+            down.extend(&part.down);
+            for row in part.up.chunks(part.rank) {
+                let (before, after) = (vec![0.0; start], vec![0.0; rank - start - part.rank]);
+                up.extend([&before, row, &after].concat());
+            }
+            start += part.rank;
+        }
+        Module { rank, k: parts[0].k, down, up }
+    }
+}
+
+/// The modules under the names of Black Forest Labs.
+fn as_bfl(modules: &BTreeMap<String, Module>) -> BTreeMap<String, Module> {
+    let mut bfl = BTreeMap::new();
+    for (name, module) in modules {
+        let Some((kind, rest)) = name.split_once("transformer_blocks.") else {
+            let theirs = match name.as_str() {
+                "proj_out" => "final_layer.linear",
+                "x_embedder" => "img_in",
+                _ => panic!("{name}"),
+            };
+            bfl.insert(theirs.into(), Module::fuse(&[module]));
+            continue;
+        };
+        let (index, layer) = rest.split_once('.').unwrap();
+        let single = kind == "single_";
+        let block = format!("{}_blocks.{index}", if single { "single" } else { "double" });
+        let fused = if single { &FUSED[2..] } else { &FUSED[..2] };
+        match fused.iter().find(|(_, parts)| parts.contains(&layer)) {
+            Some((theirs, parts)) => {
+                let part = |part: &&str| &modules[&format!("{kind}transformer_blocks.{index}.{part}")];
+                let parts: Vec<&Module> = parts.iter().map(part).collect();
+                bfl.insert(format!("{block}.{theirs}"), Module::fuse(&parts));
+            }
+            None => {
+                let (_, theirs) = OTHERS.iter().find(|(ours, _)| *ours == layer).unwrap();
+                bfl.insert(format!("{block}.{theirs}"), Module::fuse(&[module]));
+            }
+        }
+    }
+    bfl
+}
+
+/// A file of these modules: what stands before their names, `_` for `.` or not, and, where alpha is stated, a `B` that it doubles.
+fn named(
+    modules: &BTreeMap<String, Module>,
+    prefix: &str,
+    flat: bool,
+    ends: [&str; 2],
+    alpha: bool,
+) -> Checkpoint {
+    let mut tensors = Tensors::new();
+    for (name, Module { rank, k, down, up }) in modules {
+        let name = if flat { name.replace('.', "_") } else { name.clone() };
+        let up: Vec<f32> = up.iter().map(|v| if alpha { v / 2.0 } else { *v }).collect();
+        tensors.insert(format!("{prefix}{name}.{}", ends[0]), (vec![*rank, *k], down.clone()));
+        tensors.insert(format!("{prefix}{name}.{}", ends[1]), (vec![up.len() / rank, *rank], up));
+        if alpha {
+            tensors.insert(format!("{prefix}{name}.alpha"), (vec![], vec![2.0 * *rank as f32]));
+        }
+    }
+    checkpoint(&tensors, None)
+}
+
+/// The trained LoRA of the demo model, in every naming, on 4-bit weights with activations that are not quantised, against
+/// diffusers with the same LoRA on the dequantised weights: 1e-3 relative.
+#[test]
+fn outputs_of_4_bit_weights_equal_diffusers() {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo");
+    let weights = FluxWeights::open(&demo.join("svdq-int4_r32-demo.safetensors")).unwrap();
+    let cpu = Cpu::new(2, Profile::W4A16).unwrap();
+    let flux = Flux::load(&cpu, &weights).unwrap();
+    let io = Checkpoint::open(&path("demo")).unwrap();
+    let values = |name: &str| io.f32(name, io.get(name).unwrap().shape).unwrap();
+    let velocity = |run: Run<'_, Cpu>| {
+        let (text, latents) = (values("txt"), values("img"));
+        let (text, latents) = (cpu.upload(&text, 256).unwrap(), cpu.upload(&latents, 64).unwrap());
+        let mut conditioning = flux.condition(run, &[700.0], 3.5, &values("pooled")).unwrap();
+        let sequence = flux.sequence(run, &text, 9, [4, 6]).unwrap();
+        let mut velocity = cpu.zeros(24, 64).unwrap();
+        flux.velocity(run, &latents, &sequence, &mut conditioning, 0, &mut velocity).unwrap();
+        cpu.download(&velocity).unwrap()
+    };
+    let error = relative_error(&velocity(Run::plain(&cpu)), &values("plain"));
+    assert!(error < 1e-3, "without a LoRA: {error}");
+
+    let file = Checkpoint::open(&demo.join("lora/pocket-green.safetensors")).unwrap();
+    let mut modules = BTreeMap::new();
+    for tensor in file.tensors() {
+        let Some(name) = tensor.name.strip_suffix(".lora_A.weight") else { continue };
+        let &[rank, k] = tensor.shape else { panic!("{}", tensor.name) };
+        let up = format!("{name}.lora_B.weight");
+        let up = file.f32(&up, file.get(&up).unwrap().shape).unwrap();
+        let down = file.f32(tensor.name, tensor.shape).unwrap();
+        let name = name.strip_prefix("transformer.").unwrap().to_owned();
+        modules.insert(name, Module { rank, k, down, up });
+    }
+    let bfl = as_bfl(&modules);
+    assert!(bfl.contains_key("single_blocks.0.linear1") && bfl.len() < modules.len());
+    let (peft, kohya) = (["lora_A.weight", "lora_B.weight"], ["lora_down.weight", "lora_up.weight"]);
+    let adapter = ["lora_A.default.weight", "lora_B.default.weight"];
+    let files = [
+        ("diffusers", file),
+        ("bare", named(&modules, "", false, peft, false)),
+        ("PEFT", named(&modules, "base_model.model.", false, adapter, false)),
+        ("kohya", named(&bfl, "lora_unet_", true, kohya, true)),
+        ("kohya with diffusers' names", named(&modules, "lora_transformer_", true, kohya, true)),
+        ("ComfyUI", named(&bfl, "diffusion_model.", false, kohya, true)),
+        ("Black Forest Labs", named(&bfl, "", false, peft, false)),
+        ("Kontext trainers", named(&bfl, "base_model.model.", false, peft, false)),
+    ];
+    let want = values("pocket-green@0.7");
+    let nothing = Sites::default();
+    for (naming, file) in files {
+        let (patches, info) = load(&cpu, &file, [flux.sites(), &nothing, &nothing]).unwrap();
+        assert!(info.unused.is_empty(), "{naming}: {:?}", info.unused);
+        let attached = Attached::new(flux.sites(), [(&patches[0], 0.7)]).unwrap();
+        let error = relative_error(&velocity(Run::with(&cpu, &attached)), &want);
+        assert!(error < 1e-3, "{naming}: {error}");
+    }
+}
