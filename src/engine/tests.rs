@@ -1,9 +1,42 @@
+//! Models from the files that people have, LoRAs that do not fit them, and models of random weights.
+
 #![allow(clippy::unwrap_used)]
 
+mod files;
+mod loras;
+
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::weights::flux::FluxConfig;
+use crate::weights::names::tests::{Tensors, read};
+
+fn demo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo")
+}
+
+fn load(sources: &[&Path]) -> Result<Model> {
+    let context = Context::new(ContextOptions { device: DeviceSelect::Cpu, threads: 2 })?;
+    let sources = sources.iter().map(|path| path.to_path_buf()).collect();
+    Model::load(&context, &ModelOptions { sources, ..Default::default() })
+}
+
+const SIDE: u32 = 64;
+
+fn try_picture(model: &Model, loras: &[(Lora, f32)]) -> Result<Vec<u8>> {
+    let mut pixels = vec![0; (SIDE * SIDE * 3) as usize];
+    let mut image = ImageMut::new(&mut pixels, PixelFormat::Rgb8, SIDE, SIDE, 0, false)?;
+    let (prompt, seed, steps) = ("pixel art of a castle, night", 5, 2);
+    let params =
+        GenerateParams { prompt, seed, steps, width: SIDE, height: SIDE, loras, ..Default::default() };
+    model.generate(&params, &mut image, &mut |_| ControlFlow::Continue(()))?;
+    Ok(pixels)
+}
+
+fn picture(model: &Model, loras: &[(Lora, f32)]) -> Vec<u8> {
+    try_picture(model, loras).unwrap()
+}
 
 /// The whole path of `svdq bench --random-weights`, in small.
 #[test]

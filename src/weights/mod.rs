@@ -8,7 +8,7 @@ mod header;
 mod inspect;
 mod json;
 mod locate;
-mod names;
+pub(crate) mod names;
 mod numbers;
 pub mod pack;
 mod pipeline;

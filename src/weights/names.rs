@@ -4,7 +4,7 @@
 mod bfl;
 mod nunchaku;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

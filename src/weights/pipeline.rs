@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::{PartKind, locate::file_names, read_json};
 use crate::{Error, Result};
 
-/// A folder with a `model_index.json` of diffusers' `FluxPipeline`.
+/// A folder with a `model_index.json` of diffusers' `FluxPipeline` or one of its variants.
 #[derive(Clone, Debug)]
 pub struct PipelineFolder {
     dir: PathBuf,
@@ -37,7 +37,9 @@ struct ModelIndex {
     class_name: String,
 }
 
-const CLASS: &str = "FluxPipeline";
+/// Classes of pipelines with these parts. Those of FLUX.1's tools have transformers that take an image too: that is refused
+/// where the transformer is loaded.
+const CLASSES: [&str; 4] = ["FluxPipeline", "FluxKontextPipeline", "FluxFillPipeline", "FluxControlPipeline"];
 
 impl PipelineFolder {
     /// Opens the folder and checks that all its parts are there.
@@ -52,8 +54,8 @@ impl PipelineFolder {
             return Err(Error::NotFound { path: dir.into(), what: what.into() });
         }
         let ModelIndex { class_name } = read_json(&index)?;
-        if class_name != CLASS {
-            let what = format!("`_class_name` is {class_name}, {CLASS} is expected");
+        if !CLASSES.contains(&class_name.as_str()) {
+            let what = format!("`_class_name` is {class_name}, {} is expected", CLASSES[0]);
             return Err(Error::WrongModel { path: index, what });
         }
         let quantised =

@@ -11,15 +11,21 @@ use crate::weights::flux::{FluxWeights, Part, Stream};
 use crate::weights::testing::TempDir;
 use crate::weights::{Dtype, Tensor};
 
-type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+/// Types, shapes and bytes of tensors by name.
+pub(crate) type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
 fn golden(name: &str) -> Tensors {
-    let file = Checkpoint::open(&Golden::open(name).folder.join("model.safetensors")).unwrap();
-    let owned = |t: Tensor<'_>| (t.name.to_owned(), (t.dtype, t.shape.to_vec(), t.bytes.to_vec()));
-    file.tensors().map(owned).collect()
+    read(&Golden::open(name).folder.join("model.safetensors"))
 }
 
-fn file(tensors: &Tensors) -> Vec<u8> {
+/// All tensors of a file or folder.
+pub(crate) fn read(path: &Path) -> Tensors {
+    let owned = |t: Tensor<'_>| (t.name.to_owned(), (t.dtype, t.shape.to_vec(), t.bytes.to_vec()));
+    Checkpoint::open(path).unwrap().tensors().map(owned).collect()
+}
+
+/// The bytes of a file of them.
+pub(crate) fn file(tensors: &Tensors) -> Vec<u8> {
     let views = tensors
         .iter()
         .map(|(name, (dtype, shape, bytes))| (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
@@ -39,7 +45,7 @@ fn same(got: &Checkpoint, original: &Tensors) {
     }
 }
 
-fn renamed(tensors: &Tensors, new: impl Fn(&str) -> String) -> Tensors {
+pub(crate) fn renamed(tensors: &Tensors, new: impl Fn(&str) -> String) -> Tensors {
     tensors.iter().map(|(name, tensor)| (new(name), tensor.clone())).collect()
 }
 
@@ -61,8 +67,8 @@ const BFL: &[(&str, &str)] = &[
     (".norm.linear", ".modulation.lin"),
 ];
 
-/// The golden transformer as Black Forest Labs would have saved it.
-fn as_bfl(mut tensors: Tensors, prefix: &str) -> Tensors {
+/// A dense transformer as Black Forest Labs would have saved it.
+pub(crate) fn as_bfl(mut tensors: Tensors, prefix: &str) -> Tensors {
     let mut take = |name: &str| tensors.remove(name);
     let mut bfl = Tensors::new();
     for suffix in ["weight", "bias"] {
@@ -196,11 +202,10 @@ fn fused_layers_without_their_rows_are_refused() {
     }
 }
 
-#[test]
-fn bfls_vae_is_diffusers() {
-    let tensors = golden("vae");
+/// A VAE of four levels as Black Forest Labs would have saved it.
+pub(crate) fn vae_as_bfl(tensors: &Tensors) -> Tensors {
     let levels = 4;
-    let bfl = renamed(&tensors, |name| {
+    renamed(tensors, |name| {
         let mut new = name.to_owned();
         for (from, to) in [
             ("mid_block.resnets.0", "mid.block_1"),
@@ -221,7 +226,13 @@ fn bfls_vae_is_diffusers() {
             new = new.replace(&format!("up_blocks.{i}"), &format!("up.{}", levels - 1 - i));
         }
         new
-    });
+    })
+}
+
+#[test]
+fn bfls_vae_is_diffusers() {
+    let tensors = golden("vae");
+    let bfl = vae_as_bfl(&tensors);
     assert!(
         bfl.contains_key("decoder.up.3.block.0.conv1.weight")
             && bfl.contains_key("decoder.mid.attn_1.q.weight")
