@@ -29,17 +29,36 @@ fn psnr(a: &[u8], b: &[u8]) -> f64 {
     10.0 * (255.0 * 255.0 * a.len() as f64 / square).log10()
 }
 
-const PROMPTS: [&str; 4] =
-    ["pixel art blue potion", "pixel art red sword", "pixel art green shield", "pixel art treasure chest"];
+/// A seed is a prompt's place.
+const PROMPTS: [&str; 16] = [
+    "pixel art blue potion",
+    "pixel art red sword",
+    "pixel art green shield",
+    "pixel art treasure chest",
+    "a 3d render of a red apple",
+    "a flat icon of a dragon",
+    "a cartoon icon of a robot",
+    "pixel art ghost",
+    "pixel art fire dragon",
+    "pixel art stone wall tile",
+    "a 3d render of a castle",
+    "a flat icon of a sailboat",
+    "a silhouette icon of a gold crown",
+    "pixel art orc wearing plate armour holding battle axe and tower shield",
+    "a cartoon icon of a pumpkin, halloween",
+    "a 3d render of a key",
+];
 
 /// As on the CPU, in 4 and in 16 bits, and the same bytes again.
 ///
-/// One step differs by the rounding to bf16 alone. Over 20 steps that grows, as any difference does: the CPU itself,
-/// made to round its activations to bf16, comes to 35 to 50 dB from its f32 images, depending on the prompt.
+/// One step differs by the rounding of activations to bf16. Over 20 steps any difference grows, as far as the prompt lets
+/// it: the CPU's own 4-bit pictures, made twice with f32 sums that differ by 1e-7, are 55 dB apart in the median and 42 dB
+/// in the worst of these prompts (kernels/MEASURED.md). So 45 dB is asked of the median of 20 steps, and of single
+/// pictures that they are the same picture.
 pub(crate) fn images(devices: &Devices) {
     for transformer in [None, Some("assets/demo/transformer")] {
         let (cpu, cuda) = (load(DeviceSelect::Cpu, transformer), load(DeviceSelect::Cuda(0), transformer));
-        for (steps, worst, mean) in [(1, 44.0, 47.0), (20, 34.0, 40.0)] {
+        for (steps, worst, median) in [(1, 44.0, 48.0), (20, 30.0, 45.0)] {
             let mut all = Vec::new();
             for (seed, prompt) in PROMPTS.into_iter().enumerate() {
                 let one = |model| generate(model, prompt, steps, seed as u64);
@@ -49,10 +68,13 @@ pub(crate) fn images(devices: &Devices) {
                     assert!(one(&cuda) == got, "the {which} image differs");
                 }
                 all.push(psnr(&want, &got));
-                println!("     {prompt}, {steps} steps, {transformer:?}: PSNR {:.1} dB", all[seed]);
             }
-            let average = all.iter().sum::<f64>() / all.len() as f64;
-            assert!(all.iter().all(|&one| one >= worst) && average >= mean, "PSNR {all:.1?} dB");
+            println!("     {steps} steps, {transformer:?}: PSNR {all:.1?} dB");
+            all.sort_by(f64::total_cmp);
+            let half = PROMPTS.len() / 2;
+            let (least, middle) = (all[0], (all[half - 1] + all[half]) / 2.0);
+            println!("     worst {least:.1}, median {middle:.1}");
+            assert!(least >= worst && middle >= median, "at least {worst} and {median} dB are asked");
         }
     }
     assert!(devices.gpu.free_memory().unwrap() > 0);
