@@ -63,9 +63,11 @@ __device__ __forceinline__ float inverse_sqrt(float v) {
     return out;
 }
 
-// What turns values up to `largest` into codes up to `top`: 0 if there is nothing to code.
+// What turns values up to `largest` into codes up to `top`: 1 / (largest / top), rounded as IEEE arithmetic does it, so
+// that values half-way between two codes go where the CPU puts them. 0 if there is next to nothing to code.
 __device__ __forceinline__ float code_scale(float largest, float top) {
-    return largest > 0.0f ? top * reciprocal_of(largest) : 0.0f;
+    const float step = largest * (1.0f / top), near = reciprocal_of(step);
+    return step >= 0x1p-126f ? fmaf(fmaf(-step, near, 1.0f), near, near) : 0.0f;
 }
 
 // Maximum and sum over the four lanes that share a row of an mma accumulator.
