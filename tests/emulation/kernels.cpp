@@ -13,6 +13,8 @@
 #include "../../kernels/gemm_w4a16.cu"
 #include "../../kernels/gemm_w4a4.cu"
 #include "../../kernels/quantize.cu"
+#include "../../kernels/unpack_bf16.cu"
+#include "../../kernels/unpack_nvfp4_w4a8.cu"
 #include "../../kernels/unpack_w4a8.cu"
 
 namespace linear4 {
@@ -87,7 +89,8 @@ const std::map<std::string, std::function<std::function<void()>(const Parameters
     KERNEL(gemm_w4a4_gelu),  KERNEL(quantize_w4a4), KERNEL(quantize_w4a8),      KERNEL(sum_low_rank),
     KERNEL(unpack_w4a8),     KERNEL(unpack_w4a8_scales), KERNEL(gemm_bf16_k8),  KERNEL(gemm_bf16_any_k),
     KERNEL(gemm_w4a16_m8),   KERNEL(gemm_w4a16_m16), KERNEL(attention_d64),     KERNEL(attention_d128),
-    KERNEL(attention_wide),
+    KERNEL(attention_wide),  KERNEL(unpack_int4_bf16), KERNEL(unpack_nvfp4_bf16), KERNEL(unpack_nvfp4_w4a8),
+    KERNEL(unpack_nvfp4_w4a8_scales),
 #undef KERNEL
 };
 

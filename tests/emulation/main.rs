@@ -20,7 +20,9 @@ use half::f16;
 use layer::{Layer, bf16s, code_word, f32s, floats, golden, random};
 use program::{Arg, Launch, Program};
 use svdq::device::cpu::Cpu;
-use svdq::ops::{self, Activation, Chunk, Device, LinearSource, Norm, Profile, QkNormRope};
+use svdq::ops::{
+    self, Activation, Chunk, Codes, Device, LinearSource, Norm, Profile, QkNormRope, SvdqSource,
+};
 use svdq::weights::pack;
 
 /// Codes, scales and low-rank projection of a row block, as the kernels exchange them.
@@ -387,6 +389,79 @@ fn weights_are_unpacked_exactly() {
                     (value(j) / scale).round_ties_even(),
                     "{i}, {j}"
                 );
+            }
+        }
+    }
+}
+
+/// A layer as NVFP4: its codes with other scales.
+fn nvfp4(layer: &Layer, seed: u32) -> SvdqSource<'_> {
+    let Layer { n, k, .. } = *layer;
+    // Every finite e4m3 number that is not negative.
+    let scales: Vec<u8> = random(n * k / 16, seed, 0.0, 126.9).iter().map(|&v| v as u8).collect();
+    let channel_scales = random(n, seed + 1, 0.001, 0.01);
+    SvdqSource {
+        codes: Codes::Fp4 { channel_scales },
+        wscales: pack::pack_fp4_scales(&scales, n, k).into(),
+        ..layer.source()
+    }
+}
+
+/// The first arguments of what unpacks a layer: codes, scales and, for NVFP4, those of the channels.
+fn packed(source: &SvdqSource<'_>) -> Vec<Arg> {
+    let mut args = vec![Arg::Buffer(source.qweight.to_vec()), Arg::Buffer(source.wscales.to_vec())];
+    if let Codes::Fp4 { channel_scales } = &source.codes {
+        args.push(Arg::Buffer(f32s(channel_scales)));
+    }
+    args
+}
+
+/// bf16 weights, exactly.
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn weights_become_bf16_exactly() {
+    let layer = Layer::random(256, 192, 0, false, 14);
+    let (n, k, reciprocals) = (layer.n, layer.k, layer.reciprocals());
+    for (kernel, source) in [("unpack_int4_bf16", layer.source()), ("unpack_nvfp4_bf16", nvfp4(&layer, 15))] {
+        let (unpacked, mut row) = (pack::Unpacked::of(&source), vec![0.0; k]);
+        let mut expected = Vec::new();
+        for i in 0..n {
+            unpacked.row(i, &mut row);
+            expected.extend(rounded(&row.iter().zip(&reciprocals).map(|(w, r)| w * r).collect::<Vec<_>>()));
+        }
+        for program in Program::all() {
+            let mut args = packed(&source);
+            args.extend([Arg::Buffer(f32s(&reciprocals)), poison(2 * n * k), Arg::Int(k)]);
+            let launch = Launch { kernel, grid: [k / 64, n / 128], threads: 256, shared: 0 };
+            // As numbers: NVFP4 has a -0, which becomes 0.
+            let got: Vec<_> = pack::bf16_to_f32(&program.run(&launch, &args).pop().unwrap()).collect();
+            assert!(got.iter().eq(&expected), "{kernel}");
+        }
+    }
+}
+
+/// int8 weights of an NVFP4 layer and their scales, exactly.
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn nvfp4_weights_are_folded_exactly() {
+    let layer = Layer::random(256, 192, 0, false, 16);
+    let (n, k, source) = (layer.n, layer.k, nvfp4(&layer, 17));
+    let (unpacked, mut row) = (pack::Unpacked::of(&source), vec![0.0; k]);
+    for program in Program::all() {
+        let mut args = packed(&source);
+        args.extend([poison(4 * n), Arg::Int(k)]);
+        let launch =
+            Launch { kernel: "unpack_nvfp4_w4a8_scales", grid: [n / 128, 1], threads: 128, shared: 0 };
+        let row_scales = program.run(&launch, &args).swap_remove(3);
+        let mut args = packed(&source);
+        args.extend([Arg::Buffer(row_scales.clone()), poison(n * k), Arg::Int(k)]);
+        let launch = Launch { kernel: "unpack_nvfp4_w4a8", grid: [k / 64, n / 128], threads: 256, shared: 0 };
+        let codes = program.run(&launch, &args).swap_remove(4);
+        for (i, scale) in floats(&row_scales).into_iter().enumerate() {
+            unpacked.row(i, &mut row);
+            assert_eq!(scale, row.iter().fold(0.0f32, |top, w| top.max(w.abs())) / 127.0, "scale of row {i}");
+            for (j, w) in row.iter().enumerate() {
+                assert_eq!(f32::from(codes[i * k + j] as i8), (w / scale).round_ties_even(), "{i}, {j}");
             }
         }
     }

@@ -34,7 +34,9 @@ compile gemm_w4a4 75 'IMMA.8832.S4.S4'
 for arch in 80 86 89; do compile gemm_w4a4 $arch 'IMMA.16864.S4.S4'; done
 for arch in 90a 120f; do compile gemm_w4a4 $arch emulated; done
 for arch in 75 80 86 89 90a 120f; do compile quantize $arch 'HMMA'; done
-for arch in 75 80 86 89 90a 120f; do compile unpack_w4a8 $arch 'PRMT'; done
+compile unpack_w4a8 90a 'PRMT'
+compile unpack_nvfp4_w4a8 90a 'MUFU.RCP'
+for arch in 75 80 86 89 90a 120f; do compile unpack_bf16 $arch 'STG.E.128'; done
 compile gemm_nvfp4_sm120 120f 'OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X'
 compile gemm_w4a8_sm90 90a 'IGMMA.64x256x32.S8.S8'
 compile gemm_w4a4_sm90 90a 'QGMMA.64x128x32.F32.E4M3.E4M3'
