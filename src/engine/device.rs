@@ -29,7 +29,11 @@ impl Pipeline {
     ) -> Result<Self> {
         Ok(match &context.gpu {
             Some(gpu) => {
-                let device = Cuda::new(gpu.clone(), profile)?;
+                let transformer = parts.transformer;
+                if transformer.rank().is_some() {
+                    gpu.check(transformer.is_nvfp4(), profile)?;
+                }
+                let device = Cuda::new(gpu.clone(), profile);
                 Pipeline::Cuda(Box::new(FluxPipeline::load(device, parts, max_sequence_length)?))
             }
             None => {

@@ -16,6 +16,7 @@ pub use lora::{Lora, LoraInfo};
 pub use model::{GenerateParams, Model, ModelInfo, ModelOptions};
 
 use crate::device::cuda::Gpu;
+use crate::ops::Profile;
 use crate::{Error, Result};
 
 /// More threads than this are refused: no machine has them, so the value is a mistake.
@@ -76,6 +77,19 @@ impl Context {
     /// CPU.
     pub fn gpu_memory(&self) -> Option<[u64; 2]> {
         self.gpu.as_ref().map(Gpu::taken_memory)
+    }
+
+    /// A context on a GPU that is already open.
+    pub fn on(gpu: Gpu) -> Self {
+        Context { threads: 0, gpu: Some(gpu) }
+    }
+
+    /// How activations of 4-bit layers are quantised unless told otherwise, with NVFP4 weights or with INT4 ones.
+    ///
+    /// The CPU and GPUs of compute capability 9.0 take [`Profile::W4A8`], other GPUs [`Profile::W4A4`] where their tensor
+    /// cores multiply the weights' numbers, and [`Profile::W4A16`] where not.
+    pub fn default_profile(&self, nvfp4: bool) -> Profile {
+        self.gpu.as_ref().map_or(Profile::W4A8, |gpu| gpu.default_profile(nvfp4))
     }
 
     /// The name of the GPU; "CPU" if there is none.

@@ -25,7 +25,7 @@ pub struct ModelOptions {
     /// its tensors. A diffusers pipeline folder has them all (a `svdq-*.safetensors` file in it goes before its
     /// `transformer`); what is there besides replaces its own. Without one, tokenizers and schedule are FLUX.1's.
     pub sources: Vec<PathBuf>,
-    /// How activations are quantised in 4-bit layers; the device's default if `None`.
+    /// How activations are quantised in 4-bit layers; [`Context::default_profile`] if `None`.
     pub profile: Option<Profile>,
 }
 
@@ -117,7 +117,7 @@ impl Model {
         let guidance = weights.config().guidance_embeds;
         // What FLUX.1-dev and schnell are meant for.
         let (tokens, steps) = if guidance { (512, 28) } else { (256, 4) };
-        let profile = profile.unwrap_or(Profile::W4A8);
+        let profile = profile.unwrap_or_else(|| context.default_profile(weights.is_nvfp4()));
         let tokens = defaults.max_sequence_length.unwrap_or(tokens);
         let pipeline = Pipeline::load(context, profile, parts, tokens)?;
         let info = ModelInfo {

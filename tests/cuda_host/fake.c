@@ -8,6 +8,8 @@
  *   FAKE_OOM_AT     the n-th allocation fails, counted from 1
  *   FAKE_LOST_AT    the n-th launch is of a kernel that touches what it must not: its GPU is lost
  *   FAKE_INIT       what cuInit returns; default 0
+ *
+ * The file also has a line `kernel NAME COUNT` for every kernel that was launched.
  */
 #include <pthread.h>
 #include <stdint.h>
@@ -18,7 +20,7 @@
 typedef int R;
 typedef uint64_t P;
 enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_IMAGE = 200,
-       INVALID_CONTEXT = 201, INVALID_HANDLE = 400, ILLEGAL_ADDRESS = 700 };
+       INVALID_CONTEXT = 201, NO_BINARY = 209, INVALID_HANDLE = 400, ILLEGAL_ADDRESS = 700 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static long allocations, live_allocations, live_bytes;
@@ -214,11 +216,37 @@ R cuMemsetD8Async(P at, unsigned char value, size_t bytes, void *stream) {
     return memset((void *)(uintptr_t)at, value, bytes), OK;
 }
 
+/* What a block may have of shared memory. */
+static unsigned shared_memory(void) {
+    switch (setting("FAKE_CAPABILITY", 90)) {
+        case 75: return 65536;
+        case 80: case 87: return 166912;
+        case 90: case 100: case 103: case 110: return 232448;
+        default: return 101376;
+    }
+}
+/* Whether a fatbin has code for the GPU: machine code of its generation that is not too new, or PTX that is not. */
+static int has_code(const unsigned char *image) {
+    const unsigned capability = (unsigned)setting("FAKE_CAPABILITY", 90);
+    uint16_t header_bytes;
+    uint64_t bytes, entry_bytes;
+    memcpy(&header_bytes, image + 6, 2), memcpy(&bytes, image + 8, 8);
+    for (const unsigned char *entry = image + header_bytes, *end = entry + bytes; entry < end; entry += entry_bytes) {
+        uint16_t kind;
+        uint32_t entry_header, arch;
+        memcpy(&kind, entry, 2), memcpy(&entry_header, entry + 4, 4);
+        memcpy(&entry_bytes, entry + 8, 8), memcpy(&arch, entry + 28, 4);
+        if (arch <= capability && (kind == 1 || arch / 10 == capability / 10)) return 1;
+        entry_bytes += entry_header;
+    }
+    return 0;
+}
 R cuModuleLoadData(void **module, const void *image) {
     ENTER();
     uint32_t magic;
     memcpy(&magic, image, 4);
     if (magic != 0xba55ed50u) return refuse(INVALID_IMAGE);
+    if (!has_code(image)) return NO_BINARY;
     return (void)modules++, *module = malloc(1), OK;
 }
 R cuModuleUnload(void *module) { return free(module), (void)modules--, OK; }
@@ -228,15 +256,22 @@ R cuModuleGetFunction(void **function, void *module, const char *name) {
 }
 R cuFuncSetAttribute(void *function, int attribute, int value) {
     ENTER();
-    return function && attribute == 8 && value >= 0 && value <= 232448 ? OK : refuse(INVALID_VALUE);
+    return function && attribute == 8 && value >= 0 && (unsigned)value <= shared_memory() ? OK : refuse(INVALID_VALUE);
 }
+/* By name, which is what functions are. */
+static struct { const char *name; long launches; } kernels[256];
 R cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                  unsigned shared, Stream *stream, void **params, void **extra) {
     ENTER();
-    if (!function || !stream || !params || extra || shared > 232448) return refuse(INVALID_VALUE);
+    if (!function || !stream || !params || extra || shared > shared_memory()) return refuse(INVALID_VALUE);
     if (!gx || !gy || !gz || gy > 65535 || gz > 65535 || bx * by * bz == 0 || bx * by * bz > 1024) return refuse(INVALID_VALUE);
     if (stream->records) return (void)stream->launches++, OK;
     if (++launches == setting("FAKE_LOST_AT", 0)) lost[current()] = 1;
+    pthread_mutex_lock(&lock);
+    int i = 0;
+    while (kernels[i].name && strcmp(kernels[i].name, function)) i++;
+    kernels[i].name = function, kernels[i].launches++;
+    pthread_mutex_unlock(&lock);
     return OK;
 }
 R cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *base, const uint64_t *sizes, const uint64_t *strides,
@@ -255,5 +290,6 @@ __attribute__((destructor)) static void report(void) {
     if (!file) return;
     fprintf(file, "allocations %ld\nlaunches %ld\nlive_allocations %ld\nlive_bytes %ld\ncontexts %ld\nstreams %ld\nmodules %ld\npushed %ld\nwrong %ld\nrecordings %ld\nreplays %ld\ngraphs %ld\nevents %ld\n",
             allocations, launches, live_allocations, live_bytes, contexts, streams, modules, pushed, wrong, recordings, replays, graphs, events);
+    for (int i = 0; kernels[i].name; i++) fprintf(file, "kernel %s %ld\n", kernels[i].name, kernels[i].launches);
     fclose(file);
 }

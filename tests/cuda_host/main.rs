@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod inside;
+mod profiles;
 
 use std::collections::HashMap;
 use std::fs;
@@ -108,7 +109,11 @@ fn drivers_that_are_no_use() {
         (&FAKE, &[("FAKE_INIT", "100")], "finds no GPU"),
         (&FAKE, &[("FAKE_INIT", "803")], "no NVIDIA driver: libcuda cannot be initialised: CUDA error 803"),
         (&FAKE, &[("FAKE_DEVICES", "0")], "there is no GPU 0"),
-        (&FAKE, &[("FAKE_CAPABILITY", "75")], "compute capability 7.5"),
+        (
+            &FAKE,
+            &[("FAKE_CAPABILITY", "70")],
+            "Fake GPU 0 has compute capability 7.0: this version has kernels for",
+        ),
     ] {
         fails(&generate("cuda", folder, settings), what);
         succeeds(&generate("auto", folder, settings));
@@ -134,7 +139,7 @@ fn reported(name: &str, run: impl FnOnce((&str, &str)) -> Output) -> (Output, Ha
     let _ = fs::remove_file(&path);
     let output = run(("FAKE_REPORT", path.to_str().unwrap()));
     let lines = fs::read_to_string(&path).unwrap();
-    let counts = lines.lines().map(|line| line.split_once(' ').unwrap());
+    let counts = lines.lines().map(|line| line.rsplit_once(' ').unwrap());
     (output, counts.map(|(name, count)| (name.to_owned(), count.parse().unwrap())).collect())
 }
 

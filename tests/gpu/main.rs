@@ -1,5 +1,6 @@
 //! Every operation on the GPU against the CPU, on random inputs with outlier channels and odd sizes, and the demo
-//! model's images. `gpu [NAME]...` runs the tests whose names contain one of these; SVDQ_GPU=require makes it a
+//! model's images: in every profile that the GPU has, and once more as if it were of compute capability 8.0.
+//! `gpu [NAME]...` runs the tests whose names contain one of these; SVDQ_GPU=require makes it a
 //! failure that there is no GPU.
 
 #![allow(clippy::unwrap_used)]
@@ -16,28 +17,34 @@ use std::process::ExitCode;
 use support::Devices;
 use svdq::Error;
 use svdq::device::cuda::Gpu;
+use svdq::ops::Profile;
 
 type Test = fn(&Devices);
 
-const TESTS: &[(&str, Test)] = &[
+/// What does not depend on the profile.
+const GENERAL: &[(&str, Test)] = &[
     ("tensors", rows::tensors),
     ("norms", rows::norms),
     ("attention", rows::attention),
     ("dense_linears", linear::dense),
     ("awq_linears", linear::awq),
     ("columns", linear::columns),
-    ("folded_codes", linear::folded_codes),
-    ("svdq_linears", linear::svdq),
-    ("svdq_qkv", linear::svdq_qkv),
-    ("svdq_mlp", linear::svdq_mlp),
     ("dense_qkv", linear::dense_qkv),
     ("dense_mlp", linear::dense_mlp),
     ("convolutions", image::convolutions),
     ("group_norms", image::group_norms),
     ("pixels", image::pixels),
-    ("images", model::images),
+    ("dense_images", model::dense_images),
     ("two_threads", model::two_threads),
 ];
+
+/// What runs in every profile, with INT4 and with NVFP4 weights.
+const QUANTIZED: &[(&str, Test)] =
+    &[("svdq_linears", linear::svdq), ("svdq_qkv", linear::svdq_qkv), ("svdq_mlp", linear::svdq_mlp)];
+
+/// What is there in one profile only, and what the demo model's INT4 weights are needed for.
+const W4A8: &[(&str, Test)] = &[("folded_codes", linear::folded_codes)];
+const INT4: &[(&str, Test)] = &[("images", model::images)];
 
 fn main() -> ExitCode {
     let gpu = match Gpu::open(0) {
@@ -53,15 +60,40 @@ fn main() -> ExitCode {
     };
     println!("on {}", gpu.info().name);
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let devices = Devices::new(gpu);
+    let older = Gpu::open_as(0, 80);
+    let gpus = [Ok(gpu), older].map(|gpu| gpu.map_err(|error| println!("GPU tests failed: {error}")));
+    let [Ok(gpu), Ok(older)] = gpus else { return ExitCode::FAILURE };
     let mut failed = 0;
-    for (name, test) in TESTS {
-        if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part.as_str())) {
-            continue;
+    let mut run = |tests: &[(&str, Test)], devices: &Devices, setup: &str| {
+        for (name, test) in tests {
+            let name = format!("{setup}{name}");
+            if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part.as_str())) {
+                continue;
+            }
+            let passed = catch_unwind(AssertUnwindSafe(|| test(devices))).is_ok();
+            println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+            failed += usize::from(!passed);
         }
-        let passed = catch_unwind(AssertUnwindSafe(|| test(&devices))).is_ok();
-        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
-        failed += usize::from(!passed);
+    };
+    for gpu in [gpu, older] {
+        let capability = gpu.info().compute_capability;
+        run(GENERAL, &Devices::new(&gpu, Profile::W4A16, false), &format!("sm_{capability} "));
+        for (nvfp4, kind) in [(false, "int4"), (true, "nvfp4")] {
+            for profile in [Profile::W4A4, Profile::W4A8, Profile::W4A16] {
+                if gpu.check(nvfp4, profile).is_err() {
+                    continue;
+                }
+                let setup = format!("sm_{capability} {kind} {profile:?} ");
+                let devices = Devices::new(&gpu, profile, nvfp4);
+                run(QUANTIZED, &devices, &setup);
+                if profile == Profile::W4A8 {
+                    run(W4A8, &devices, &setup);
+                }
+                if !nvfp4 {
+                    run(INT4, &devices, &setup);
+                }
+            }
+        }
     }
     println!("{failed} failed");
     ExitCode::from(u8::from(failed > 0))

@@ -4,17 +4,19 @@ use svdq::device::cpu::Cpu;
 use svdq::device::cuda::{Cuda, Gpu};
 use svdq::ops::{Device, Profile};
 
-/// Both devices, with the same profile.
+/// Both devices, with the same profile, and what 4-bit weights they are given.
 pub(crate) struct Devices {
     pub(crate) gpu: Gpu,
     pub(crate) cpu: Cpu,
     pub(crate) cuda: Cuda,
+    pub(crate) profile: Profile,
+    pub(crate) nvfp4: bool,
 }
 
 impl Devices {
-    pub(crate) fn new(gpu: Gpu) -> Self {
-        let cuda = Cuda::new(gpu.clone(), Profile::W4A8).unwrap();
-        Devices { gpu, cpu: Cpu::new(0, Profile::W4A8).unwrap(), cuda }
+    pub(crate) fn new(gpu: &Gpu, profile: Profile, nvfp4: bool) -> Self {
+        let cuda = Cuda::new(gpu.clone(), profile);
+        Devices { gpu: gpu.clone(), cpu: Cpu::new(0, profile).unwrap(), cuda, profile, nvfp4 }
     }
 }
 

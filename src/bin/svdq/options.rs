@@ -17,7 +17,7 @@ pub(crate) const MODEL_HELP: &str = "
     --encoders PATH      CLIP and T5, or one of them: a file, or a folder with both. May be given twice
     --vae PATH           VAE: a file or folder
     --lora FILE[:S]      LoRA and its strength, 1 if not given; may be repeated
-    --profile NAME       activations of 4-bit layers: w4a4, w4a8 (default) or w4a16
+    --profile NAME       activations of 4-bit layers: w4a4, w4a8 or w4a16; by default what suits the device
     --device NAME        cpu, cuda or cuda:N (the GPU of that number); default: a GPU if there is one
     --threads N          CPU threads; default: one a core. Images do not depend on it
 ";

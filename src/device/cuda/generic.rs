@@ -1,12 +1,13 @@
 //! Kernels for every GPU: dense and 4-bit-weight linears in bf16, convolutions, norms, attention.
 //!
-//! Parameters are laid out as the structs of the same names in kernels/, where they are explained.
+//! Parameters that are `repr(C)` are laid out as the structs of the same names in kernels/, where they are explained.
 
 #![allow(unsafe_code, reason = "launches kernels")]
 
 use std::ffi::c_void;
 use std::sync::Arc;
 
+use super::choice;
 use super::driver::Context;
 use super::kernels::{Grid, Kernel, Module, argument};
 use super::tensor::Elements;
@@ -67,6 +68,21 @@ pub(super) struct W4A16Params {
     pub(super) group: i32,
     pub(super) chunks: i32,
     pub(super) output: Output,
+}
+
+/// 4-bit weights `[n, k]` that become bf16 at `w`: packed codes and group scales, for NVFP4 the channels' scales, and
+/// what channels of the input are multiplied with.
+pub(super) struct UnpackParams {
+    pub(super) codes: u64,
+    pub(super) scales: u64,
+    /// `[n]` f32. None: INT4.
+    pub(super) channels: Option<u64>,
+    /// `[k]` f32
+    pub(super) reciprocal: u64,
+    /// `[n, k]` bf16
+    pub(super) w: u64,
+    pub(super) n: usize,
+    pub(super) k: usize,
 }
 
 /// `ConvParams`
@@ -152,13 +168,15 @@ const fn shared_memory(compute_capability: u32) -> (u32, (u32, u32)) {
 /// The functions that every GPU has.
 pub(super) struct Kernels {
     context: Arc<Context>,
-    _modules: [Module; 9],
+    _modules: [Module; 10],
     product_shared: u32,
     /// For rows of a multiple of eight elements, and of any number.
     linear: [Kernel; 2],
     conv: [Kernel; 2],
     /// For blocks of 8 and of 16 rows.
     w4a16: [Kernel; 2],
+    unpack_int4: Kernel,
+    unpack_nvfp4: Kernel,
     layer_norm: Kernel,
     rms_norm: Kernel,
     qk_norm_rope: Kernel,
@@ -184,9 +202,9 @@ impl Kernels {
         let (gemm, conv, w4a16) = (module("gemm_bf16")?, module("conv3x3_bf16")?, module("gemm_w4a16")?);
         let (norm, group_norm, attention) = (module("norm")?, module("group_norm")?, module("attention")?);
         let (elementwise, constants) = (module("elementwise")?, module("constants")?);
-        let wide = module("attention_wide")?;
+        let (wide, unpack) = (module("attention_wide")?, module("unpack_bf16")?);
         let capability = context.info.compute_capability;
-        let hopper = capability == 90;
+        let hopper = choice::is_hopper(capability);
         let (product_shared, wide_shape) = shared_memory(capability);
         let fast = |hopper_name, name| if hopper { hopper_name } else { name };
         Ok(Kernels {
@@ -201,6 +219,8 @@ impl Kernels {
                 conv.kernel(c"conv3x3_bf16_any_c", product_shared)?,
             ],
             w4a16: [w4a16.kernel(c"gemm_w4a16_m8", 0)?, w4a16.kernel(c"gemm_w4a16_m16", 0)?],
+            unpack_int4: unpack.kernel(c"unpack_int4_bf16", 0)?,
+            unpack_nvfp4: unpack.kernel(c"unpack_nvfp4_bf16", 0)?,
             layer_norm: norm.kernel(c"layer_norm", 0)?,
             rms_norm: norm.kernel(c"rms_norm", 0)?,
             qk_norm_rope: norm.kernel(c"qk_norm_rope", 0)?,
@@ -226,7 +246,7 @@ impl Kernels {
             to_rgb8: elementwise.kernel(c"to_rgb8", 0)?,
             rope_pairs: constants.kernel(c"rope_pairs", 0)?,
             qk_norms: constants.kernel(c"qk_norms", 0)?,
-            _modules: [gemm, conv, w4a16, norm, group_norm, attention, wide, elementwise, constants],
+            _modules: [gemm, conv, w4a16, norm, group_norm, attention, wide, elementwise, constants, unpack],
         })
     }
 
@@ -244,6 +264,18 @@ impl Kernels {
         let [m, n, k] = [params.m, params.n, params.k].map(|size| size as usize);
         let kernel = kernel.doing([m, n, k], Work::Bytes(n as f64 * k as f64 / 2.0));
         self.run(kernel, blocks, 256, 0, params)
+    }
+
+    /// 4-bit weights as bf16.
+    pub(super) fn unpack(&self, params: &UnpackParams) -> Result<()> {
+        let UnpackParams { codes, scales, ref channels, reciprocal, w, n, k } = *params;
+        let (blocks, k) = ([k as u32 / 64, n as u32 / 128, 1], k as i32);
+        let (from, to) = ([argument(&codes), argument(&scales)], [argument(&w), argument(&k)]);
+        let kernel = if channels.is_some() { self.unpack_nvfp4 } else { self.unpack_int4 };
+        let kernel = kernel.doing([n, k as usize, 0], Work::Bytes(2.5 * n as f64 * f64::from(k)));
+        let middle = channels.iter().map(argument).chain([argument(&reciprocal)]);
+        let mut arguments: Vec<_> = from.into_iter().chain(middle).chain(to).collect();
+        self.launch(kernel, blocks, 256, 0, &mut arguments)
     }
 
     /// A 3x3 convolution.

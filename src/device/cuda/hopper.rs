@@ -9,7 +9,9 @@ use std::sync::Arc;
 use super::api::{CUtensorMap, Fill, Interleave, Promotion, Swizzle, TensorMapType};
 use super::driver::Context;
 use super::kernels::{Grid, Kernel, Module, argument};
+use super::linear::Epilogue;
 use super::memory::Range;
+use super::quantize::Quantizer;
 use crate::Result;
 use crate::ops::Work;
 
@@ -61,22 +63,6 @@ impl TensorMap {
     }
 }
 
-/// `QuantizeParams`
-#[repr(C)]
-pub(super) struct QuantizeParams {
-    pub(super) x: u64,
-    pub(super) scale: u64,
-    pub(super) shift: u64,
-    pub(super) reciprocal: u64,
-    pub(super) down: u64,
-    pub(super) xq: u64,
-    pub(super) xs: u64,
-    pub(super) lora: u64,
-    pub(super) m: i32,
-    pub(super) k: i32,
-    pub(super) rank: i32,
-}
-
 /// `GemmParams`
 #[repr(C)]
 struct GemmParams {
@@ -116,10 +102,11 @@ struct AttentionParams {
 pub(super) struct Kernels {
     context: Arc<Context>,
     _modules: [Module; 4],
+    pub(super) quantizer: Quantizer,
     unpack: Kernel,
     unpack_scales: Kernel,
-    quantize: Kernel,
-    sum_low_rank: Kernel,
+    unpack_nvfp4: Kernel,
+    unpack_nvfp4_scales: Kernel,
     store: Kernel,
     add: Kernel,
     add_unsigned: Kernel,
@@ -135,21 +122,12 @@ const ADD_COLUMNS: usize = 192;
 const GEMM_SHARED: [u32; 2] = [gemm_shared(STORE_COLUMNS as u32), gemm_shared(ADD_COLUMNS as u32)];
 const ATTENTION_SHARED: u32 = 128 * 128 * 2 + 2 * 2 * (ATTENTION_KEYS * 128 * 2) + 8 * (1 + 4 * 2);
 const ATTENTION_KEYS: u32 = 128;
-/// What a block may have.
-const MAX_SHARED: u32 = 232448;
-/// Rows of more channels do not fit into it, eight at a time.
-pub(super) const MAX_QUANTIZED: usize = 14208;
 
 /// `Shape<columns>::SMEM_BYTES`
 const fn gemm_shared(columns: u32) -> u32 {
     let slot = 128 * (128 + columns);
     let stages = 196608 / slot;
     stages * slot + 2 * (2 * 64 * 128) + 2 * 8 * stages
-}
-
-/// `quantize::smem_bytes(k, rows)`
-const fn quantize_shared(k: usize, rows: u32) -> u32 {
-    rows * (k as u32 + 32) * 2 + rows / 2 * rows * 32 * 4
 }
 
 /// The input of a 4-bit linear on its way to the tensor cores.
@@ -180,85 +158,55 @@ pub(super) struct Weights<'a> {
     pub(super) up: &'a Range,
 }
 
-/// What becomes of the product.
-pub(super) enum Epilogue {
-    /// Stored at `out`, `[rows, n]` bf16.
-    Store { out: u64 },
-    /// Added to `out` after multiplication with `gate`, `[n]` bf16.
-    Add { out: u64, gate: u64 },
-    /// Stored at `out`; heads of q and k normalised with `norms` (`[2, 128]` bf16) and rotated by `rope`
-    /// (`[rows, 64]` pairs of f16).
-    Qkv { out: u64, norms: u64, rope: u64 },
-    /// GELU, quantised to `codes` (`[rows, n]` uint8) and `scales` (`[n/256, rows]` f32) after division by
-    /// the next layer's smoothing factors, and projected by its `down` (`[rank, n]` bf16) to
-    /// `partials` (`[n/256, rows, rank]` f32).
-    Gelu { codes: u64, scales: u64, reciprocal: u64, down: u64, rank: usize, partials: u64 },
-}
-
 impl Kernels {
     /// # Errors
     /// [`Error::DeviceUnsupported`](crate::Error::DeviceUnsupported) when this build lacks the kernels.
     pub(super) fn load(context: &Arc<Context>) -> Result<Self> {
         let gemm = Module::load(context, "gemm_w4a8_sm90")?;
         let attention = Module::load(context, "attention_sm90")?;
-        let quantize = Module::load(context, "quantize")?;
         let unpack = Module::load(context, "unpack_w4a8")?;
+        let unpack_nvfp4 = Module::load(context, "unpack_nvfp4_w4a8")?;
         Ok(Kernels {
             context: context.clone(),
             unpack: unpack.kernel(c"unpack_w4a8", 0)?,
             unpack_scales: unpack.kernel(c"unpack_w4a8_scales", 0)?,
-            quantize: quantize.kernel(c"quantize_w4a8", MAX_SHARED)?,
-            sum_low_rank: quantize.kernel(c"sum_low_rank", 0)?,
+            unpack_nvfp4: unpack_nvfp4.kernel(c"unpack_nvfp4_w4a8", 0)?,
+            unpack_nvfp4_scales: unpack_nvfp4.kernel(c"unpack_nvfp4_w4a8_scales", 0)?,
+            quantizer: Quantizer::load(context, c"quantize_w4a8", 8)?,
             store: gemm.kernel(c"gemm_w4a8_store_sm90", GEMM_SHARED[0])?,
             qkv: gemm.kernel(c"gemm_w4a8_qkv_sm90", GEMM_SHARED[0])?,
             gelu: gemm.kernel(c"gemm_w4a8_gelu_sm90", GEMM_SHARED[0])?,
             add: gemm.kernel(c"gemm_w4a8_add_sm90", GEMM_SHARED[1])?,
             add_unsigned: gemm.kernel(c"gemm_w4a8_add_u8_sm90", GEMM_SHARED[1])?,
             attention: attention.kernel(c"attention_d128_sm90", ATTENTION_SHARED)?,
-            _modules: [gemm, attention, quantize, unpack],
+            _modules: [gemm, attention, unpack, unpack_nvfp4],
         })
     }
 
     /// The weights `[n, k]` as int8 codes at `wq` with row scales at `ws`, from a checkpoint's packed 4-bit codes
-    /// and group scales.
+    /// and group scales, and for NVFP4 the channels' scales.
     pub(super) fn unpack(
         &self,
         [codes, scales]: [u64; 2],
+        channels: Option<u64>,
         [wq, ws]: [u64; 2],
         [n, k]: [usize; 2],
     ) -> Result<()> {
         let (rows, groups, k) = (n as u32 / 128, k as u32 / 64, k as i32);
-        let grid = Grid { blocks: [rows, 1, 1], threads: 128, shared_bytes: 0 };
-        let mut arguments = [argument(&codes), argument(&scales), argument(&ws), argument(&k)];
-        // SAFETY: (codes, scales, ws, k)
-        unsafe { self.unpack_scales.launch(&self.context, grid, &mut arguments) }?;
-        let grid = Grid { blocks: [groups, rows, 1], threads: 256, shared_bytes: 0 };
-        let mut arguments = [argument(&codes), argument(&scales), argument(&ws), argument(&wq), argument(&k)];
-        // SAFETY: (codes, scales, ws, wq, k)
-        unsafe { self.unpack.launch(&self.context, grid, &mut arguments) }
-    }
-
-    /// Rows made ready for a 4-bit linear.
-    pub(super) fn quantize(&self, params: &QuantizeParams) -> Result<()> {
-        let k = params.k as usize;
-        let rows = if quantize_shared(k, 16) <= MAX_SHARED { 16 } else { 8 };
-        let blocks = [(params.m as u32).div_ceil(rows), 1, 1];
-        let grid = Grid { blocks, threads: 32 * rows, shared_bytes: quantize_shared(k, rows) };
-        let [m, rank] = [params.m as usize, params.rank as usize];
-        let kernel = self.quantize.doing([m, k, rank], Work::Bytes((m * (3 * k + 4 + 2 * rank)) as f64));
-        // SAFETY: `QuantizeParams` is the kernel's.
-        unsafe { kernel.launch(&self.context, grid, &mut [argument(params)]) }
-    }
-
-    /// `lora[m,r] = Σ_b partials[b,m,r]` in bf16, of `count = rows · rank` sums.
-    pub(super) fn sum_low_rank(&self, partials: u64, lora: u64, blocks: usize, count: usize) -> Result<()> {
-        let grid = Grid { blocks: [count.div_ceil(4 * 256) as u32, 1, 1], threads: 256, shared_bytes: 0 };
-        let (blocks, count) = (blocks as i32, count as i32);
-        let mut arguments = [argument(&partials), argument(&lora), argument(&blocks), argument(&count)];
-        let bytes = (4 * blocks as usize + 2) * count as usize;
-        let kernel = self.sum_low_rank.doing([blocks as usize, count as usize, 0], Work::Bytes(bytes as f64));
-        // SAFETY: (partials, lora, blocks, count)
-        unsafe { kernel.launch(&self.context, grid, &mut arguments) }
+        let by_row = Grid { blocks: [rows, 1, 1], threads: 128, shared_bytes: 0 };
+        let by_tile = Grid { blocks: [groups, rows, 1], threads: 256, shared_bytes: 0 };
+        let (scales_kernel, kernel) = match channels {
+            None => (self.unpack_scales, self.unpack),
+            Some(_) => (self.unpack_nvfp4_scales, self.unpack_nvfp4),
+        };
+        let channels = channels.as_ref().map(argument);
+        let from = || [argument(&codes), argument(&scales)].into_iter().chain(channels);
+        let mut arguments: Vec<_> = from().chain([argument(&ws), argument(&k)]).collect();
+        // SAFETY: (codes, scales, [channels,] ws, k)
+        unsafe { scales_kernel.launch(&self.context, by_row, &mut arguments) }?;
+        let mut arguments: Vec<_> = from().chain([argument(&ws), argument(&wq), argument(&k)]).collect();
+        // SAFETY: (codes, scales, [channels,] ws, wq, k)
+        unsafe { kernel.launch(&self.context, by_tile, &mut arguments) }
     }
 
     /// A 4-bit linear.

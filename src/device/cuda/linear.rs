@@ -1,13 +1,14 @@
 //! Linears: their weights, the rows that are ready for them, and their products. The kinds of weights are files of
 //! their own.
 
+use super::choice::{self, Family};
 use super::dense::{Awq, Dense};
 use super::generic::Output;
 use super::memory::Range;
 use super::tensor::Elements;
-use super::{Cuda, Tensor, w4a8};
+use super::{Cuda, Tensor, linear4, w4a8, w4a16};
 use crate::Result;
-use crate::ops::{Activation, LinearSource};
+use crate::ops::{Activation, Codes, LinearSource, SvdqSource};
 
 /// The weights of a linear.
 pub struct Linear {
@@ -20,6 +21,8 @@ enum Weights {
     Dense(Dense),
     Awq(Awq),
     W4A8(w4a8::Weights),
+    W4A16(w4a16::Weights),
+    Linear4(linear4::Weights),
 }
 
 /// Rows made ready for one linear.
@@ -32,6 +35,8 @@ enum Rows {
     /// `[rows, k]` bf16
     Dense(Range),
     W4A8(w4a8::Rows),
+    W4A16(w4a16::Rows),
+    Linear4(linear4::Rows),
 }
 
 /// What is done with `linear(x)`, beside an activation.
@@ -57,6 +62,32 @@ impl Target {
             Target::Add(out, gate) => Output { add: out, gate, ..store(out) },
         }
     }
+
+    /// For the products of quantised rows.
+    pub(super) fn epilogue(self) -> Epilogue {
+        match self {
+            Target::Store(out) => Epilogue::Store { out: out.data },
+            Target::Add(out, gate) => {
+                assert!(out.f32 == 0 && gate != 0, "the kernels add to bf16, through a gate");
+                Epilogue::Add { out: out.data, gate }
+            }
+            Target::Columns(..) | Target::Mul(..) => panic!("no model has this after a 4-bit linear"),
+        }
+    }
+}
+
+/// What the product of quantised rows does with its sums.
+pub(super) enum Epilogue {
+    /// Stored at `out`, `[rows, n]` bf16.
+    Store { out: u64 },
+    /// Added to `out` after multiplication with `gate`, `[n]` bf16.
+    Add { out: u64, gate: u64 },
+    /// Stored at `out`; heads of q and k normalised with `norms` (`[2, 128]` bf16) and rotated by `rope`
+    /// (`[rows, 64]` pairs of f16).
+    Qkv { out: u64, norms: u64, rope: u64 },
+    /// GELU, quantised to `codes` and `scales` after division by the next layer's smoothing factors, and projected by
+    /// its `down` to `partials` (`[tiles of columns, rows, rank]` f32). The kernels say how these lie.
+    Gelu { codes: u64, scales: u64, reciprocal: u64, down: u64, rank: usize, partials: u64 },
 }
 
 impl Cuda {
@@ -65,9 +96,18 @@ impl Cuda {
         let weights = match source {
             LinearSource::Dense(source) => Weights::Dense(Dense::load(self, source)?),
             LinearSource::Awq(source) => Weights::Awq(Awq::load(self, source)?),
-            LinearSource::Svdq(source) => Weights::W4A8(w4a8::Weights::load(self, source)?),
+            LinearSource::Svdq(source) => self.load_svdq(source)?,
         };
         Ok(Linear { n, k, weights })
+    }
+
+    fn load_svdq(&self, source: &SvdqSource<'_>) -> Result<Weights> {
+        let nvfp4 = source.codes != Codes::Int4;
+        Ok(match choice::choose(&self.gpu.context.info, nvfp4, self.profile)? {
+            Family::W4A8 => Weights::W4A8(w4a8::Weights::load(self, source)?),
+            Family::W4A16 => Weights::W4A16(w4a16::Weights::load(self, source)?),
+            Family::Linear4 => Weights::Linear4(linear4::Weights::load(self, source)?),
+        })
     }
 
     /// Makes `rows` rows of `x`, `[rows, w.k]` bf16, ready, after `(x - mean) / deviation · scale + shift` if a
@@ -75,14 +115,20 @@ impl Cuda {
     pub(super) fn quantize(&self, x: u64, rows: usize, norm: Option<[u64; 2]>, w: &Linear) -> Result<Input> {
         let data = match &w.weights {
             Weights::W4A8(w) => Rows::W4A8(w.quantize(self, x, rows, norm)?),
-            Weights::Dense(_) | Weights::Awq(_) => panic!("only the input of a 4-bit linear is quantised"),
+            Weights::Linear4(w) => Rows::Linear4(w.quantize(self, x, rows, norm)?),
+            Weights::Dense(_) | Weights::Awq(_) | Weights::W4A16(_) => panic!("the linear takes bf16"),
         };
         Ok(Input { rows, data })
     }
 
-    /// `[rows, k]` bf16, ready for a linear whose activations are not quantised.
-    pub(super) fn dense_input(rows: usize, h: Range) -> Input {
-        Input { rows, data: Rows::Dense(h) }
+    /// Makes `rows` rows `h`, `[rows, w.k]` bf16, ready as they are.
+    pub(super) fn ready(&self, h: Range, rows: usize, w: &Linear) -> Result<Input> {
+        let data = match &w.weights {
+            Weights::W4A16(w) => Rows::W4A16(w.ready(self, h, rows)?),
+            Weights::W4A8(_) | Weights::Linear4(_) => return self.quantize(h.at(), rows, None, w),
+            Weights::Dense(_) | Weights::Awq(_) => Rows::Dense(h),
+        };
+        Ok(Input { rows, data })
     }
 
     /// `linear(x)`, then `act` and `target`.
@@ -90,15 +136,30 @@ impl Cuda {
         if x.rows == 0 {
             return Ok(());
         }
-        let output = |bias| target.output(w.n, act, bias);
+        let n = w.n;
+        let output = |bias| target.output(n, act, bias);
         match (&x.data, &w.weights) {
             (Rows::Dense(data), Weights::Dense(w)) => w.apply(self, data.at(), x.rows, output),
             (Rows::Dense(data), Weights::Awq(w)) => w.apply(self, data.at(), x.rows, output),
+            (Rows::W4A16(data), Weights::W4A16(w)) => w.apply(self, data, act, target),
             (Rows::W4A8(data), Weights::W4A8(w)) => {
-                assert!(act == Activation::None, "no model has an activation here, but for fc1's GELU");
-                w.apply(self, data, target)
+                w.apply(self, data, target)?;
+                self.activate(act, target, x.rows * n)
+            }
+            (Rows::Linear4(data), Weights::Linear4(w)) => {
+                w.apply(self, data, target)?;
+                self.activate(act, target, x.rows * n)
             }
             _ => panic!("the input was made ready for a linear of another kind"),
+        }
+    }
+
+    /// `act` of the `count` elements that a product of quantised rows stored.
+    fn activate(&self, act: Activation, target: Target, count: usize) -> Result<()> {
+        match (act, target) {
+            (Activation::None, _) => Ok(()),
+            (_, Target::Store(out)) => self.gpu.generic.convert(out, out, count, act),
+            _ => panic!("no model has an activation before it adds"),
         }
     }
 
@@ -106,6 +167,7 @@ impl Cuda {
     pub(super) fn apply_qkv(&self, x: &Input, w: &Linear, out: u64, norms: u64, rope: u64) -> Result<()> {
         match (&x.data, &w.weights) {
             (Rows::W4A8(x), Weights::W4A8(w)) => w.qkv(self, x, out, norms, rope),
+            (Rows::Linear4(x), Weights::Linear4(w)) => w.qkv(self, x, out, norms, rope),
             _ => panic!("the input was made ready for a linear of another kind"),
         }
     }
@@ -114,6 +176,9 @@ impl Cuda {
     pub(super) fn apply_gelu(&self, x: &Input, w: &Linear, next: &Linear) -> Result<Input> {
         let data = match (&x.data, &w.weights, &next.weights) {
             (Rows::W4A8(x), Weights::W4A8(w), Weights::W4A8(next)) => Rows::W4A8(w.gelu(self, x, next)?),
+            (Rows::Linear4(x), Weights::Linear4(w), Weights::Linear4(next)) => {
+                Rows::Linear4(w.gelu(self, x, next)?)
+            }
             _ => panic!("the input or the next linear is of another kind"),
         };
         Ok(Input { rows: x.rows, data })
@@ -123,7 +188,16 @@ impl Cuda {
 impl Linear {
     /// Whether its input is quantised.
     pub(super) fn is_quantized(&self) -> bool {
-        matches!(self.weights, Weights::W4A8(_))
+        matches!(self.weights, Weights::W4A8(_) | Weights::Linear4(_))
+    }
+
+    /// Whether `linear_gelu` is [`Cuda::apply_gelu`] when this linear is followed by `next`.
+    pub(super) fn fuses_gelu(&self, next: &Linear) -> bool {
+        match (&self.weights, &next.weights) {
+            (Weights::W4A8(_), Weights::W4A8(next)) => next.unsigned,
+            (Weights::Linear4(_), Weights::Linear4(_)) => true,
+            _ => false,
+        }
     }
 }
 

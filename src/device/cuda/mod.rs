@@ -1,19 +1,28 @@
 //! NVIDIA GPUs, by the driver that is opened at run time.
 //!
 //! Activations are bf16, sums f32; what is uploaded stays f32. Work is asked for in the order of the calls and
-//! runs on one stream of the lowest priority. 4-bit linears have the same integer weights as on the CPU.
+//! runs on one stream of the lowest priority.
+//!
+//! 4-bit linears come in families, a file each, that have the same functions: `w4a8` with the same integer weights as
+//! on the CPU, `linear4` with the checkpoint's own numbers, `w4a16` in bf16, which runs everywhere. `choice` says
+//! which one a GPU takes.
 
 mod api;
+mod choice;
 mod dense;
 mod driver;
+mod gemm4;
 mod generic;
 mod graph;
 mod hopper;
 mod kernels;
 mod linear;
+mod linear4;
 mod memory;
 mod profile;
+mod quantize;
 mod tensor;
+mod w4a16;
 mod w4a8;
 
 use std::borrow::Cow;
@@ -40,8 +49,6 @@ use crate::{Error, Result};
 /// Weights come from the driver in chunks of this many bytes, temporaries likewise.
 const WEIGHT_CHUNK: usize = 64 << 20;
 const TEMPORARY_CHUNK: usize = 32 << 20;
-/// Compute capabilities that have all kernels.
-const SUPPORTED: [u32; 1] = [90];
 
 /// A GPU, opened. A clone is another handle to the same one.
 #[derive(Clone)]
@@ -50,15 +57,23 @@ pub struct Gpu(Arc<Opened>);
 struct Opened {
     context: Arc<Context>,
     generic: generic::Kernels,
-    hopper: hopper::Kernels,
+    hopper: Option<hopper::Kernels>,
+    gemm4: Option<gemm4::Kernels>,
 }
 
 impl Opened {
     fn new(context: Context) -> Result<Self> {
-        let context = Arc::new(context);
+        let (capability, context) = (context.info.compute_capability, Arc::new(context));
         Ok(Opened {
             generic: generic::Kernels::load(&context)?,
-            hopper: hopper::Kernels::load(&context)?,
+            hopper: match choice::is_hopper(capability) {
+                true => Some(hopper::Kernels::load(&context)?),
+                false => None,
+            },
+            gemm4: match choice::native(capability) {
+                Some(format) => Some(gemm4::Kernels::load(&context, format)?),
+                None => None,
+            },
             context,
         })
     }
@@ -71,20 +86,25 @@ impl Gpu {
     /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`], [`Error::DeviceUnsupported`],
     /// [`Error::OutOfDeviceMemory`].
     pub fn open(index: u32) -> Result<Self> {
+        Self::open_as(index, u32::MAX)
+    }
+
+    /// [`Gpu::open`] as if the GPU had no more than this compute capability (80 for 8.0), so that kernels and profiles
+    /// for older GPUs run on it: for tests and measurements. Instructions that it lacks are emulated, which is slow.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`].
+    pub fn open_as(index: u32, capability: u32) -> Result<Self> {
         let found = devices()?;
-        let Some(info) = found.get(index as usize) else {
+        let Some(mut info) = found.get(index as usize).cloned() else {
             let what = format!("there is no GPU {index}: the NVIDIA driver offers {}", found.len());
             return Err(Error::NoDevice(what));
         };
-        if !SUPPORTED.contains(&info.compute_capability) {
-            return Err(Error::DeviceUnsupported(format!(
-                "{} has compute capability {}.{}: this version has kernels for 9.0 only",
-                info.name,
-                info.compute_capability / 10,
-                info.compute_capability % 10
-            )));
-        }
-        Ok(Gpu(Arc::new(Opened::new(Context::open(index)?)?)))
+        info.compute_capability = info.compute_capability.min(capability);
+        choice::check(&info)?;
+        let mut context = Context::open(index)?;
+        context.info = info;
+        Ok(Gpu(Arc::new(Opened::new(context)?)))
     }
 
     /// The first GPU that can be used, if there is one.
@@ -100,6 +120,19 @@ impl Gpu {
             }
         }
         Ok(None)
+    }
+
+    /// How 4-bit linears are computed unless told otherwise, with NVFP4 weights or with INT4 ones.
+    pub fn default_profile(&self, nvfp4: bool) -> Profile {
+        choice::profiles(self.info().compute_capability, nvfp4).next().unwrap_or(Profile::W4A16)
+    }
+
+    /// Whether 4-bit linears with NVFP4 weights, or with INT4 ones, can be computed in a profile.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if they cannot.
+    pub fn check(&self, nvfp4: bool, profile: Profile) -> Result<()> {
+        choice::choose(self.info(), nvfp4, profile).map(|_| ())
     }
 
     /// What it is.
@@ -128,6 +161,7 @@ pub struct Cuda {
     weights: Arc<Pool>,
     temporaries: Arc<Pool>,
     graphs: Graphs,
+    profile: Profile,
 }
 
 /// A low-rank update: this version has no kernels for them, so there is none.
@@ -147,32 +181,24 @@ pub struct Conv {
 }
 
 impl Cuda {
-    /// A device on `gpu` that quantises activations as `profile` says.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] for a profile that the GPU has no kernels for.
-    pub fn new(gpu: Gpu, profile: Profile) -> Result<Self> {
-        if profile != Profile::W4A8 {
-            return Err(Error::Unsupported(format!(
-                "profile {profile:?} on {}: this version has kernels for W4A8 only",
-                gpu.info().name
-            )));
-        }
+    /// A device on `gpu` that quantises activations as `profile` says. Loading 4-bit weights fails where
+    /// [`Gpu::check`] does.
+    pub fn new(gpu: Gpu, profile: Profile) -> Self {
         let pool = |chunk_bytes, purpose| Pool::new(gpu.0.context.clone(), chunk_bytes, purpose);
         let (weights, temporaries) = (pool(WEIGHT_CHUNK, "weights"), pool(TEMPORARY_CHUNK, "temporaries"));
-        Ok(Self::with(gpu.0, weights, temporaries))
+        Self::with(gpu.0, weights, temporaries, profile)
     }
 
     /// A device like this one that computes nothing and counts the memory that it would need.
     fn idle(&self) -> Result<Self> {
         let gpu = Arc::new(Opened::new(self.gpu.context.idle())?);
         let [weights, temporaries] = [(); 2].map(|()| Pool::idle(gpu.context.clone()));
-        Ok(Self::with(gpu, weights, temporaries))
+        Ok(Self::with(gpu, weights, temporaries, self.profile))
     }
 
-    fn with(gpu: Arc<Opened>, weights: Arc<Pool>, temporaries: Arc<Pool>) -> Self {
+    fn with(gpu: Arc<Opened>, weights: Arc<Pool>, temporaries: Arc<Pool>, profile: Profile) -> Self {
         let graphs = Graphs::new(&gpu.context, &temporaries, &weights);
-        Cuda { gpu, weights, temporaries, graphs }
+        Cuda { gpu, weights, temporaries, graphs, profile }
     }
 
     /// Bytes of weights and of temporaries on the GPU.
@@ -200,6 +226,13 @@ impl Cuda {
 
     fn temporary(&self, bytes: usize) -> Result<Range> {
         self.temporaries.take(bytes)
+    }
+
+    /// `data` among the temporaries.
+    fn staged<T: Copy>(&self, data: &[T]) -> Result<Range> {
+        let range = self.temporary(size_of_val(data))?;
+        range.write(data)?;
+        Ok(range)
     }
 
     /// A bf16 tensor of anything.
@@ -344,10 +377,7 @@ impl Device for Cuda {
         }
         let h = self.temporary(rows.len() * x.cols * 2)?;
         self.normalize(x, rows.clone(), &norm, Elements::bf16(h.at()))?;
-        match w.is_quantized() {
-            true => self.quantize(h.at(), rows.len(), None, w),
-            false => Ok(Self::dense_input(rows.len(), h)),
-        }
+        self.ready(h, rows.len(), w)
     }
 
     fn linear(&self, x: &Input, w: Layer<'_, Self>, act: Activation) -> Result<Tensor> {
@@ -426,11 +456,11 @@ impl Device for Cuda {
     }
 
     fn linear_gelu(&self, x: &Input, w: Layer<'_, Self>, next: Layer<'_, Self>) -> Result<Input> {
-        if w.weights.is_quantized() && next.weights.is_quantized() {
+        if w.weights.fuses_gelu(next.weights) {
             return self.apply_gelu(x, w.weights, next.weights);
         }
         let g = self.linear(x, w, Activation::GeluTanh)?;
-        self.prepare(&g, 0..x.rows, Norm::None, next)
+        self.ready(g.data, x.rows, next.weights)
     }
 
     fn norm(&self, x: &Tensor, norm: Norm<'_, Self>) -> Result<Tensor> {
@@ -443,8 +473,8 @@ impl Device for Cuda {
         let (tokens, dim) = (qkv.rows, qkv.cols / (3 * spec.heads));
         let out = self.tensor(tokens, spec.heads * dim)?;
         let qkv = self.bf16(qkv, 0..tokens)?;
-        if dim == 128 && matches!(spec.mask, Mask::None) {
-            self.gpu.hopper.attention(qkv.at(0), out.data.at(), tokens, spec.heads, spec.scale)?;
+        if let (Some(hopper), 128, Mask::None) = (&self.gpu.hopper, dim, &spec.mask) {
+            hopper.attention(qkv.at(0), out.data.at(), tokens, spec.heads, spec.scale)?;
             return Ok(out);
         }
         if dim % 16 != 0 || dim > 512 {

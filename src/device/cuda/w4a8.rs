@@ -1,12 +1,13 @@
 //! 4-bit linears of profile W4A8 on compute capability 9.0: weights folded into int8, activations quantised to 8 bits.
 
 use super::Cuda;
-use super::hopper::{self, Epilogue, MAX_QUANTIZED, QuantizeParams, Quantized};
-use super::linear::Target;
+use super::hopper::{self, Kernels, Quantized};
+use super::linear::{Epilogue, Target};
 use super::memory::Range;
+use super::quantize::QuantizeParams;
+use crate::Result;
 use crate::ops::{Codes, SvdqSource};
 use crate::weights::pack;
-use crate::{Error, Result};
 
 /// The weights of a linear.
 pub(super) struct Weights {
@@ -25,7 +26,8 @@ pub(super) struct Weights {
     down: Range,
     /// `[n, rank]` bf16
     up: Range,
-    unsigned: bool,
+    /// The input comes from a GELU, whose results are shifted.
+    pub(super) unsigned: bool,
 }
 
 /// Rows made ready for a linear.
@@ -39,25 +41,30 @@ pub(super) struct Rows {
     lora: Range,
 }
 
+/// The kernels that this family's weights were loaded for.
+fn kernels(cuda: &Cuda) -> &Kernels {
+    let Some(kernels) = &cuda.gpu.hopper else { panic!("int8 weights on another GPU than Hopper") };
+    kernels
+}
+
 impl Weights {
     pub(super) fn load(cuda: &Cuda, source: &SvdqSource<'_>) -> Result<Self> {
         let SvdqSource { n, k, rank, unsigned, .. } = *source;
-        if source.codes != Codes::Int4 {
-            return Err(Error::Unsupported(
-                "NVFP4 weights on the GPU: this version runs them on the CPU only".into(),
-            ));
+        if !unsigned {
+            kernels(cuda).quantizer.check(k)?;
         }
-        if !unsigned && k > MAX_QUANTIZED {
-            return Err(Error::Unsupported(format!(
-                "a 4-bit linear with {k} input channels: the GPU's kernels take up to {MAX_QUANTIZED}"
-            )));
-        }
-        let (qweight, wscales) = (cuda.temporary(n * k / 2)?, cuda.temporary(n * k / 64 * 2)?);
-        qweight.write(&source.qweight)?;
-        wscales.write(&source.wscales)?;
+        let (qweight, wscales) = (cuda.staged(&source.qweight)?, cuda.staged(&source.wscales)?);
+        let channels = match &source.codes {
+            Codes::Int4 => None,
+            Codes::Fp4 { channel_scales } => Some(cuda.staged(channel_scales)?),
+        };
         let (codes, scales) = (cuda.weights.take(n * k)?, cuda.weights.take(n * 4)?);
-        let unpacked = [codes.at(), scales.at()];
-        cuda.gpu.hopper.unpack([qweight.at(), wscales.at()], unpacked, [n, k])?;
+        kernels(cuda).unpack(
+            [qweight.at(), wscales.at()],
+            channels.as_ref().map(Range::at),
+            [codes.at(), scales.at()],
+            [n, k],
+        )?;
         let reciprocal: Vec<f32> = pack::unpack_vector(&source.smooth).iter().map(|v| 1.0 / v).collect();
         let matrix = |values: Vec<f32>| cuda.constant(&pack::f32_to_bf16(&values));
         Ok(Weights {
@@ -80,7 +87,7 @@ impl Weights {
         let [scale, shift] = norm.unwrap_or_default();
         let (codes, scales) = (cuda.temporary(rows * self.k)?, cuda.temporary(rows * 4)?);
         let lora = cuda.temporary(rows * self.rank * 2)?;
-        cuda.gpu.hopper.quantize(&QuantizeParams {
+        kernels(cuda).quantizer.quantize(&QuantizeParams {
             x,
             scale,
             shift,
@@ -98,14 +105,7 @@ impl Weights {
 
     /// `linear(x)` and `target`.
     pub(super) fn apply(&self, cuda: &Cuda, x: &Rows, target: Target) -> Result<()> {
-        match target {
-            Target::Store(out) => self.product(cuda, x, &Epilogue::Store { out: out.data }),
-            Target::Add(out, gate) => {
-                assert!(out.f32 == 0 && gate != 0, "the kernel adds to bf16, through a gate");
-                self.product(cuda, x, &Epilogue::Add { out: out.data, gate })
-            }
-            Target::Columns(..) | Target::Mul(..) => panic!("no model has this after a 4-bit linear"),
-        }
+        self.product(cuda, x, &target.epilogue())
     }
 
     /// [`Cuda::apply_qkv`]
@@ -115,7 +115,7 @@ impl Weights {
 
     /// [`Cuda::apply_gelu`]
     pub(super) fn gelu(&self, cuda: &Cuda, x: &Rows, next: &Weights) -> Result<Rows> {
-        assert!(next.unsigned, "only fc2 follows a GELU");
+        assert!(next.unsigned, "the kernel shifts what it codes");
         let (rows, rank, blocks) = (x.count, next.rank, self.n.div_ceil(256));
         let (codes, scales) = (cuda.temporary(rows * self.n)?, cuda.temporary(blocks * rows * 4)?);
         let lora = cuda.temporary(rows * rank * 2)?;
@@ -129,7 +129,7 @@ impl Weights {
             partials: partials.at(),
         };
         self.product(cuda, x, &epilogue)?;
-        cuda.gpu.hopper.sum_low_rank(partials.at(), lora.at(), blocks, rows * rank)?;
+        kernels(cuda).quantizer.sum_low_rank(partials.at(), lora.at(), blocks, rows * rank)?;
         Ok(Rows { count: rows, codes, scales, lora })
     }
 
@@ -138,6 +138,6 @@ impl Weights {
         let weights = hopper::Weights { n, k, rank, codes, scales, bias, up };
         let Rows { count, ref codes, ref scales, ref lora } = *x;
         let x = Quantized { rows: count, codes, scales, lora, blocked: unsigned };
-        cuda.gpu.hopper.linear(&x, &weights, epilogue)
+        kernels(cuda).linear(&x, &weights, epilogue)
     }
 }

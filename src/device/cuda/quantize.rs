@@ -1,0 +1,104 @@
+//! Activations on their way into 4-bit linears: the kernels of kernels/quantize.cu, one of them for each profile.
+
+#![allow(unsafe_code, reason = "launches kernels")]
+
+use std::ffi::CStr;
+use std::sync::Arc;
+
+use super::choice;
+use super::driver::Context;
+use super::kernels::{Grid, Kernel, Module, argument};
+use crate::ops::Work;
+use crate::{Error, Result};
+
+/// `QuantizeParams`
+#[repr(C)]
+pub(super) struct QuantizeParams {
+    pub(super) x: u64,
+    pub(super) scale: u64,
+    pub(super) shift: u64,
+    pub(super) reciprocal: u64,
+    pub(super) down: u64,
+    pub(super) xq: u64,
+    pub(super) xs: u64,
+    pub(super) lora: u64,
+    pub(super) m: i32,
+    pub(super) k: i32,
+    pub(super) rank: i32,
+}
+
+/// What quantises to one kind of numbers.
+pub(super) struct Quantizer {
+    context: Arc<Context>,
+    _module: Module,
+    quantize: Kernel,
+    sum_low_rank: Kernel,
+    /// Of a code.
+    bits: usize,
+    /// Bytes of shared memory that a block may have.
+    shared_memory: u32,
+}
+
+/// `quantize::smem_bytes(k, rows)`
+const fn shared_bytes(k: usize, rows: u32) -> usize {
+    rows as usize * (k + 32) * 2 + (rows / 2 * rows * 32 * 4) as usize
+}
+
+impl Quantizer {
+    /// The kernel `name`, whose codes have this many bits.
+    ///
+    /// # Errors
+    /// [`Error::DeviceUnsupported`] when this build lacks the kernels.
+    pub(super) fn load(context: &Arc<Context>, name: &'static CStr, bits: usize) -> Result<Self> {
+        let module = Module::load(context, "quantize")?;
+        let shared_memory = choice::shared_memory(context.info.compute_capability);
+        Ok(Quantizer {
+            context: context.clone(),
+            quantize: module.kernel(name, shared_memory)?,
+            sum_low_rank: module.kernel(c"sum_low_rank", 0)?,
+            bits,
+            shared_memory,
+            _module: module,
+        })
+    }
+
+    /// # Errors
+    /// [`Error::Unsupported`] for rows of `k` channels if eight of them do not fit into shared memory.
+    pub(super) fn check(&self, k: usize) -> Result<()> {
+        match shared_bytes(k, 8) <= self.shared_memory as usize {
+            true => Ok(()),
+            false => Err(Error::Unsupported(format!(
+                "a 4-bit linear with {k} input channels: that is more than rows on {} can have",
+                self.context.info.name
+            ))),
+        }
+    }
+
+    /// Rows made ready for a 4-bit linear.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub(super) fn quantize(&self, params: &QuantizeParams) -> Result<()> {
+        let k = params.k as usize;
+        self.check(k)?;
+        let rows = if shared_bytes(k, 16) <= self.shared_memory as usize { 16 } else { 8 };
+        let blocks = [(params.m as u32).div_ceil(rows), 1, 1];
+        let grid = Grid { blocks, threads: 32 * rows, shared_bytes: shared_bytes(k, rows) as u32 };
+        let [m, rank] = [params.m as usize, params.rank as usize];
+        let bytes = m * (2 * k + k * self.bits / 8 + 4 + 2 * rank);
+        let kernel = self.quantize.doing([m, k, rank], Work::Bytes(bytes as f64));
+        // SAFETY: `QuantizeParams` is the kernel's.
+        unsafe { kernel.launch(&self.context, grid, &mut [argument(params)]) }
+    }
+
+    /// `lora[m,r] = Σ_b partials[b,m,r]` in bf16, of `count = rows · rank` sums.
+    pub(super) fn sum_low_rank(&self, partials: u64, lora: u64, blocks: usize, count: usize) -> Result<()> {
+        let grid = Grid { blocks: [count.div_ceil(4 * 256) as u32, 1, 1], threads: 256, shared_bytes: 0 };
+        let (blocks, count) = (blocks as i32, count as i32);
+        let mut arguments = [argument(&partials), argument(&lora), argument(&blocks), argument(&count)];
+        let bytes = (4 * blocks as usize + 2) * count as usize;
+        let kernel = self.sum_low_rank.doing([blocks as usize, count as usize, 0], Work::Bytes(bytes as f64));
+        // SAFETY: (partials, lora, blocks, count)
+        unsafe { kernel.launch(&self.context, grid, &mut arguments) }
+    }
+}
