@@ -146,6 +146,38 @@ fn text_encoders_equal_peft() {
     assert_equal(&networks.cpu.download(&hidden).unwrap(), "t5.last_hidden_state");
 }
 
+/// Under every prefix that trainers give the modules of CLIP and T5, the text encoders' LoRA is the same.
+#[test]
+fn every_prefix_of_text_encoders_is_the_same_lora() {
+    let networks = Networks::new();
+    let encode = |file: &Checkpoint| {
+        let ([_, clip, t5], info) = networks.load(file).unwrap();
+        assert!(info.unused.is_empty(), "{:?}", info.unused);
+        let attached = Attached::new(networks.clip.sites(), [(&clip, 0.7)]).unwrap();
+        let ids = &Golden::open("clip").ids()[0];
+        let pooled = networks.clip.encode(Run::with(&networks.cpu, &attached), ids).unwrap().pooled;
+        let attached = Attached::new(networks.t5.sites(), [(&t5, 0.7)]).unwrap();
+        let ids = &Golden::open("t5").ids()[0];
+        let hidden = networks.t5.encode(Run::with(&networks.cpu, &attached), ids).unwrap();
+        [bits(&pooled), bits(&networks.cpu.download(&hidden).unwrap())]
+    };
+    let first = encode(&Checkpoint::open(&path("text")).unwrap());
+    for [clip, t5] in [
+        ["lora_te_text_model_", "lora_te2_"],
+        ["lora_te_", "lora_te3_"],
+        ["lora_te1_", "base_model.model.text_encoder_2."],
+        ["text_encoder.text_model.", "text_encoders.t5xxl."],
+        ["text_encoders.clip_l.transformer.text_model.", "text_encoders.t5xxl.transformer."],
+    ] {
+        let mut file = files::File::open("text");
+        file.rename(|name| match name.strip_prefix("lora_te1_text_model_") {
+            Some(rest) => format!("{clip}{rest}"),
+            None => name.replace("text_encoder_2.", t5),
+        });
+        assert!(encode(&file.checkpoint()) == first, "{clip} {t5}");
+    }
+}
+
 #[test]
 fn a_lora_leaves_no_trace() {
     let networks = Networks::new();

@@ -15,7 +15,7 @@ pub(super) struct File {
 }
 
 impl File {
-    fn open(name: &str) -> Self {
+    pub(super) fn open(name: &str) -> Self {
         let file = Checkpoint::open(&path(name)).unwrap();
         let tensors = file.tensors();
         let tensors = tensors.map(|t| (t.name.to_owned(), (t.dtype, t.shape.to_vec(), t.bytes.to_vec())));
@@ -24,6 +24,13 @@ impl File {
 
     pub(super) fn empty() -> Self {
         File { tensors: BTreeMap::new(), metadata: None }
+    }
+
+    pub(super) fn rename(&mut self, new: impl Fn(&str) -> String) {
+        self.tensors = std::mem::take(&mut self.tensors)
+            .into_iter()
+            .map(|(name, tensor)| (new(&name), tensor))
+            .collect();
     }
 
     fn remove(&mut self, name: &str) {

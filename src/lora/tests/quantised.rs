@@ -254,6 +254,29 @@ fn as_bfl(modules: &BTreeMap<String, Module>) -> BTreeMap<String, Module> {
     bfl
 }
 
+/// Modules of attention under the names of XLabs.
+fn as_xlabs(modules: &BTreeMap<String, Module>) -> BTreeMap<String, Module> {
+    const PARTS: [(&str, &str, &[&str]); 6] = [
+        ("transformer", "double_blocks.N.processor.qkv_lora1", FUSED[0].1),
+        ("transformer", "double_blocks.N.processor.qkv_lora2", FUSED[1].1),
+        ("transformer", "double_blocks.N.processor.proj_lora1", &["attn.to_out.0"]),
+        ("transformer", "double_blocks.N.processor.proj_lora2", &["attn.to_add_out"]),
+        ("single_transformer", "single_blocks.N.processor.qkv_lora", FUSED[0].1),
+        ("single_transformer", "single_blocks.N.processor.proj_lora", &["proj_out"]),
+    ];
+    let mut xlabs = BTreeMap::new();
+    for (kind, theirs, ours) in PARTS {
+        for index in 0.. {
+            let part = |part: &&str| modules.get(&format!("{kind}_blocks.{index}.{part}"));
+            let Some(parts) = ours.iter().map(part).collect::<Option<Vec<_>>>() else { break };
+            xlabs.insert(theirs.replace('N', &index.to_string()), Module::fuse(&parts));
+        }
+    }
+    let ranks = |modules: &BTreeMap<String, Module>| modules.values().map(|m| m.rank).sum::<usize>();
+    assert_eq!(ranks(&xlabs), ranks(modules));
+    xlabs
+}
+
 /// A file of these modules: what stands before their names, `_` for `.` or not, and, where alpha is stated, a `B` that it doubles.
 fn named(
     modules: &BTreeMap<String, Module>,
@@ -322,13 +345,24 @@ fn outputs_of_4_bit_weights_equal_diffusers() {
         ("Black Forest Labs", named(&bfl, "", false, peft, false)),
         ("Kontext trainers", named(&bfl, "base_model.model.", false, peft, false)),
     ];
-    let want = values("pocket-green@0.7");
     let nothing = Sites::default();
-    for (naming, file) in files {
-        let (patches, info) = load(&cpu, &file, [flux.sites(), &nothing, &nothing]).unwrap();
-        assert!(info.unused.is_empty(), "{naming}: {:?}", info.unused);
+    let with = |file: &Checkpoint| {
+        let (patches, info) = load(&cpu, file, [flux.sites(), &nothing, &nothing]).unwrap();
+        assert!(info.unused.is_empty(), "{:?}", info.unused);
         let attached = Attached::new(flux.sites(), [(&patches[0], 0.7)]).unwrap();
-        let error = relative_error(&velocity(Run::with(&cpu, &attached)), &want);
+        velocity(Run::with(&cpu, &attached))
+    };
+    let want = values("pocket-green@0.7");
+    for (naming, file) in files {
+        let error = relative_error(&with(&file), &want);
         assert!(error < 1e-3, "{naming}: {error}");
     }
+
+    // XLabs' are of attention alone: the same modules in their names and in diffusers'.
+    modules.retain(|name, _| {
+        name.contains(".attn.") || name.starts_with("single_") && name.ends_with(".proj_out")
+    });
+    let xlabs = named(&as_xlabs(&modules), "", false, ["down.weight", "up.weight"], false);
+    let error = relative_error(&with(&xlabs), &with(&named(&modules, "transformer.", false, peft, false)));
+    assert!(error < 1e-5, "XLabs: {error}");
 }
