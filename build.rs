@@ -28,12 +28,14 @@ const UNITS: &[(&str, &[&str])] = &[
     ("gemm_nvfp4_sm120", &["120f"]),
     ("gemm_w4a16", ALL),
     ("gemm_w4a4", INT4),
+    ("gemm_w4a4_sm90", &["90a"]),
     ("gemm_w4a8_sm90", &["90a"]),
     ("group_norm", ALL),
     ("norm", ALL),
     ("quantize", ALL),
     ("unpack_bf16", ALL),
     ("unpack_nvfp4_w4a8", &["90a"]),
+    ("unpack_w4a4_sm90", &["90a"]),
     ("unpack_w4a8", &["90a"]),
 ];
 const FLAGS: &[&str] = &["-std=c++17", "-O3", "--fatbin", "--compress-mode=size", "-Werror=all-warnings"];

@@ -38,6 +38,7 @@ fn every_gpu_has_its_kernels() {
     let nvfp4 = nvfp4();
     let image = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_host-profiles.png");
     let hopper = ["gemm_w4a8_gelu_sm90", "attention_d128_sm90"].as_slice();
+    let hopper_exact = ["quantize_w4a4_sm90", "gemm_w4a4_gelu_sm90", "attention_d128_sm90"].as_slice();
     let hopper_nvfp4 = ["unpack_nvfp4_w4a8", "gemm_w4a8_store_sm90", "gemm_w4a8_add_sm90"].as_slice();
     let int4 = ["quantize_w4a4", "gemm_w4a4_gelu", "gemm_w4a4_add_u4", "attention_d128"].as_slice();
     let dense_int4 = ["unpack_int4_bf16", "gemm_bf16_k8", "attention_d128"].as_slice();
@@ -57,6 +58,7 @@ fn every_gpu_has_its_kernels() {
         ("120", true, None, Ok(own_nvfp4)),
         ("121", true, None, Ok(own_nvfp4)),
         ("86", false, Some("w4a16"), Ok(dense_int4)),
+        ("90", false, Some("w4a4"), Ok(hopper_exact)),
         ("90", true, Some("w4a16"), Ok(&["unpack_nvfp4_bf16", "gemm_bf16_sm90", "attention_d128_sm90"])),
         (
             "86",

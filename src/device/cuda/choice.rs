@@ -10,8 +10,8 @@ const LOWEST: u32 = 75;
 /// How 4-bit weights are multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Family {
-    /// Folded into int8: [`super::w4a8`].
-    W4A8,
+    /// With the 8-bit tensor cores, by the kernels for compute capability 9.0: [`super::linear8`].
+    Linear8,
     /// As they are, with the 4-bit tensor cores: [`super::linear4`].
     Linear4,
     /// Unpacked to bf16: [`super::w4a16`].
@@ -75,8 +75,9 @@ pub(super) fn choose(info: &DeviceInfo, nvfp4: bool, profile: Profile) -> Result
 fn family(capability: u32, nvfp4: bool, profile: Profile) -> Option<Family> {
     let own = if nvfp4 { Format::Nvfp4 } else { Format::Int4 };
     match profile {
+        W4A4 if is_hopper(capability) => (!nvfp4).then_some(Family::Linear8),
         W4A4 => (native(capability) == Some(own)).then_some(Family::Linear4),
-        W4A8 => is_hopper(capability).then_some(Family::W4A8),
+        W4A8 => is_hopper(capability).then_some(Family::Linear8),
         W4A16 => Some(Family::W4A16),
     }
 }
@@ -119,6 +120,8 @@ mod tests {
             assert_eq!(defaults, [int4, nvfp4], "{capability}");
             assert_eq!(family(capability, true, W4A16), Some(Family::W4A16));
         }
+        assert_eq!(family(90, false, W4A4), Some(Family::Linear8));
+        assert_eq!(family(90, true, W4A4), None);
         assert_eq!(family(89, true, W4A4), None);
         assert_eq!(family(120, false, W4A4), None);
         assert_eq!(family(89, false, W4A8), None);

@@ -1,4 +1,4 @@
-//! Kernels for compute capability 9.0: 4-bit linears of profile W4A8 and attention with heads of 128 channels.
+//! Kernels for compute capability 9.0: 4-bit linears of profiles W4A8 and W4A4, and attention with heads of 128 channels.
 //!
 //! Parameters are laid out as the structs of the same names in kernels/*.cu, where they are explained.
 
@@ -13,7 +13,7 @@ use super::linear::Epilogue;
 use super::memory::Range;
 use super::quantize::Quantizer;
 use crate::Result;
-use crate::ops::Work;
+use crate::ops::{Profile, Work};
 
 /// A matrix as the copy engine sees it.
 #[repr(C, align(64))]
@@ -102,30 +102,39 @@ struct AttentionParams {
 pub(super) struct Kernels {
     context: Arc<Context>,
     _modules: [Module; 4],
-    pub(super) quantizer: Quantizer,
     unpack: Kernel,
     unpack_scales: Kernel,
     unpack_nvfp4: Kernel,
     unpack_nvfp4_scales: Kernel,
+    unpack_exact: Kernel,
+    w4a8: Linears,
+    w4a4: Linears,
+    attention: Kernel,
+}
+
+/// The functions for the linears of one profile.
+struct Linears {
+    _module: Module,
+    quantizer: Quantizer,
     store: Kernel,
     add: Kernel,
     add_unsigned: Kernel,
     qkv: Kernel,
     gelu: Kernel,
-    attention: Kernel,
+    /// Columns of a tile of those that add.
+    add_columns: usize,
+    /// `Format::SCALE_BYTES`
+    scale_bytes: u32,
 }
 
-/// Tiles of the 4-bit product: columns of the entry points that store and of those that add.
+/// Columns of a tile of the entry points that do not add.
 const STORE_COLUMNS: usize = 256;
-const ADD_COLUMNS: usize = 192;
-/// Dynamic shared memory of the entry points.
-const GEMM_SHARED: [u32; 2] = [gemm_shared(STORE_COLUMNS as u32), gemm_shared(ADD_COLUMNS as u32)];
 const ATTENTION_SHARED: u32 = 128 * 128 * 2 + 2 * 2 * (ATTENTION_KEYS * 128 * 2) + 8 * (1 + 4 * 2);
 const ATTENTION_KEYS: u32 = 128;
 
-/// `Shape<columns>::SMEM_BYTES`
-const fn gemm_shared(columns: u32) -> u32 {
-    let slot = 128 * (128 + columns);
+/// `Shape::SMEM_BYTES` of a format
+const fn gemm_shared(columns: usize, scale_bytes: u32) -> u32 {
+    let slot = 128 * (128 + columns as u32) + scale_bytes;
     let stages = 196608 / slot;
     stages * slot + 2 * (2 * 64 * 128) + 2 * 8 * stages
 }
@@ -133,24 +142,26 @@ const fn gemm_shared(columns: u32) -> u32 {
 /// The input of a 4-bit linear on its way to the tensor cores.
 pub(super) struct Quantized<'a> {
     pub(super) rows: usize,
-    /// `[rows, k]`, int8, or uint8 if blocked.
+    /// `[rows, k]`. W4A8: int8, or uint8 if unsigned. W4A4: e4m3.
     pub(super) codes: &'a Range,
-    /// `[rows]`, or `[k/256, rows]` if blocked: f32.
+    /// f32. W4A8: `[rows]`, or `[k/256, rows]` if unsigned. W4A4: `[k/64, rows]`.
     pub(super) scales: &'a Range,
     /// `[rows, rank]` bf16
     pub(super) lora: &'a Range,
-    /// Unsigned codes with one scale per 256 channels.
-    pub(super) blocked: bool,
+    /// Codes without a sign: fc2's.
+    pub(super) unsigned: bool,
 }
 
 /// A 4-bit linear's weights as the kernels want them.
 pub(super) struct Weights<'a> {
+    /// W4A8 or W4A4: which numbers these are.
+    pub(super) profile: Profile,
     pub(super) n: usize,
     pub(super) k: usize,
     pub(super) rank: usize,
-    /// `[n, k]` int8
+    /// `[n, k]`. W4A8: int8. W4A4: e4m3.
     pub(super) codes: &'a Range,
-    /// `[n]` f32
+    /// f32. W4A8: `[n]`. W4A4: `[n/128, k/64, 128]`, in the checkpoint's order.
     pub(super) scales: &'a Range,
     /// `[n]` bf16
     pub(super) bias: &'a Range,
@@ -162,25 +173,50 @@ impl Kernels {
     /// # Errors
     /// [`Error::DeviceUnsupported`](crate::Error::DeviceUnsupported) when this build lacks the kernels.
     pub(super) fn load(context: &Arc<Context>) -> Result<Self> {
-        let gemm = Module::load(context, "gemm_w4a8_sm90")?;
         let attention = Module::load(context, "attention_sm90")?;
         let unpack = Module::load(context, "unpack_w4a8")?;
         let unpack_nvfp4 = Module::load(context, "unpack_nvfp4_w4a8")?;
+        let unpack_exact = Module::load(context, "unpack_w4a4_sm90")?;
         Ok(Kernels {
             context: context.clone(),
             unpack: unpack.kernel(c"unpack_w4a8", 0)?,
             unpack_scales: unpack.kernel(c"unpack_w4a8_scales", 0)?,
             unpack_nvfp4: unpack_nvfp4.kernel(c"unpack_nvfp4_w4a8", 0)?,
             unpack_nvfp4_scales: unpack_nvfp4.kernel(c"unpack_nvfp4_w4a8_scales", 0)?,
-            quantizer: Quantizer::load(context, c"quantize_w4a8", 8)?,
-            store: gemm.kernel(c"gemm_w4a8_store_sm90", GEMM_SHARED[0])?,
-            qkv: gemm.kernel(c"gemm_w4a8_qkv_sm90", GEMM_SHARED[0])?,
-            gelu: gemm.kernel(c"gemm_w4a8_gelu_sm90", GEMM_SHARED[0])?,
-            add: gemm.kernel(c"gemm_w4a8_add_sm90", GEMM_SHARED[1])?,
-            add_unsigned: gemm.kernel(c"gemm_w4a8_add_u8_sm90", GEMM_SHARED[1])?,
+            unpack_exact: unpack_exact.kernel(c"unpack_w4a4_sm90", 0)?,
+            w4a8: Linears::load_w4a8(context)?,
+            w4a4: Linears::load_w4a4(context)?,
             attention: attention.kernel(c"attention_d128_sm90", ATTENTION_SHARED)?,
-            _modules: [gemm, attention, unpack, unpack_nvfp4],
+            _modules: [attention, unpack, unpack_nvfp4, unpack_exact],
         })
+    }
+
+    fn linears(&self, profile: Profile) -> &Linears {
+        match profile {
+            Profile::W4A8 => &self.w4a8,
+            Profile::W4A4 => &self.w4a4,
+            Profile::W4A16 => panic!("rows are quantised here"),
+        }
+    }
+
+    /// What quantises rows in a profile.
+    pub(super) fn quantizer(&self, profile: Profile) -> &Quantizer {
+        &self.linears(profile).quantizer
+    }
+
+    /// The weights `[n, k]` as e4m3 codes at `wq` with group scales at `ws`, from a checkpoint's packed 4-bit codes
+    /// and group scales.
+    pub(super) fn unpack_exact(
+        &self,
+        [codes, scales]: [u64; 2],
+        [wq, ws]: [u64; 2],
+        [n, k]: [usize; 2],
+    ) -> Result<()> {
+        let grid = Grid { blocks: [k as u32 / 64, n as u32 / 128, 1], threads: 256, shared_bytes: 0 };
+        let k = k as i32;
+        let mut arguments = [argument(&codes), argument(&scales), argument(&wq), argument(&ws), argument(&k)];
+        // SAFETY: (codes, scales, wq, ws, k)
+        unsafe { self.unpack_exact.launch(&self.context, grid, &mut arguments) }
     }
 
     /// The weights `[n, k]` as int8 codes at `wq` with row scales at `ws`, from a checkpoint's packed 4-bit codes
@@ -215,12 +251,13 @@ impl Kernels {
         if m == 0 {
             return Ok(());
         }
-        let (kernel, columns) = match (epilogue, x.blocked) {
-            (Epilogue::Store { .. }, false) => (self.store, STORE_COLUMNS),
-            (Epilogue::Qkv { .. }, false) => (self.qkv, STORE_COLUMNS),
-            (Epilogue::Gelu { .. }, false) => (self.gelu, STORE_COLUMNS),
-            (Epilogue::Add { .. }, false) => (self.add, ADD_COLUMNS),
-            (Epilogue::Add { .. }, true) => (self.add_unsigned, ADD_COLUMNS),
+        let linears = self.linears(w.profile);
+        let (kernel, columns) = match (epilogue, x.unsigned) {
+            (Epilogue::Store { .. }, false) => (linears.store, STORE_COLUMNS),
+            (Epilogue::Qkv { .. }, false) => (linears.qkv, STORE_COLUMNS),
+            (Epilogue::Gelu { .. }, false) => (linears.gelu, STORE_COLUMNS),
+            (Epilogue::Add { .. }, false) => (linears.add, linears.add_columns),
+            (Epilogue::Add { .. }, true) => (linears.add_unsigned, linears.add_columns),
             (_, true) => panic!("unsigned inputs are fc2's, whose results are added"),
         };
         let map = |at, rows, cols, bf16, box_rows| {
@@ -276,7 +313,7 @@ impl Kernels {
         // Clusters of two, one block a multiprocessor.
         let tiles = m.div_ceil(256) * n.div_ceil(columns);
         let clusters = tiles.min(self.context.multiprocessors as usize / 2) as u32;
-        let shared_bytes = GEMM_SHARED[usize::from(columns == ADD_COLUMNS)];
+        let shared_bytes = gemm_shared(columns, linears.scale_bytes);
         let grid = Grid { blocks: [2 * clusters, 1, 1], threads: 384, shared_bytes };
         let kernel = kernel.doing([m, n, k], Work::int8(m, n, k));
         // SAFETY: `GemmParams` is the kernel's; its matrices are as large as their maps say.
@@ -308,5 +345,42 @@ impl Kernels {
         let kernel = self.attention.doing([tokens, heads, 128], Work::bf16(2 * tokens, tokens, heads * 128));
         // SAFETY: `AttentionParams` is the kernel's; its matrices are as large as their maps say.
         unsafe { kernel.launch(&self.context, grid, &mut [argument(&params)]) }
+    }
+}
+
+impl Linears {
+    fn load_w4a8(context: &Arc<Context>) -> Result<Self> {
+        const ADD_COLUMNS: usize = 192;
+        let module = Module::load(context, "gemm_w4a8_sm90")?;
+        let [store, add] = [gemm_shared(STORE_COLUMNS, 0), gemm_shared(ADD_COLUMNS, 0)];
+        Ok(Linears {
+            quantizer: Quantizer::load(context, c"quantize_w4a8", 8)?,
+            store: module.kernel(c"gemm_w4a8_store_sm90", store)?,
+            qkv: module.kernel(c"gemm_w4a8_qkv_sm90", store)?,
+            gelu: module.kernel(c"gemm_w4a8_gelu_sm90", store)?,
+            add: module.kernel(c"gemm_w4a8_add_sm90", add)?,
+            add_unsigned: module.kernel(c"gemm_w4a8_add_u8_sm90", add)?,
+            add_columns: ADD_COLUMNS,
+            scale_bytes: 0,
+            _module: module,
+        })
+    }
+
+    fn load_w4a4(context: &Arc<Context>) -> Result<Self> {
+        const SCALE_BYTES: u32 = 2048;
+        let module = Module::load(context, "gemm_w4a4_sm90")?;
+        let shared = gemm_shared(STORE_COLUMNS, SCALE_BYTES);
+        let add = module.kernel(c"gemm_w4a4_add_sm90", shared)?;
+        Ok(Linears {
+            quantizer: Quantizer::load(context, c"quantize_w4a4_sm90", 8)?,
+            store: module.kernel(c"gemm_w4a4_store_sm90", shared)?,
+            qkv: module.kernel(c"gemm_w4a4_qkv_sm90", shared)?,
+            gelu: module.kernel(c"gemm_w4a4_gelu_sm90", shared)?,
+            add,
+            add_unsigned: add,
+            add_columns: STORE_COLUMNS,
+            scale_bytes: SCALE_BYTES,
+            _module: module,
+        })
     }
 }

@@ -6,7 +6,7 @@ use super::dense::{Awq, Dense};
 use super::generic::Output;
 use super::memory::Range;
 use super::tensor::Elements;
-use super::{Cuda, Tensor, linear4, w4a8, w4a16};
+use super::{Cuda, Tensor, linear4, linear8, w4a16};
 use crate::Result;
 use crate::ops::{Activation, Codes, LinearSource, SvdqSource};
 
@@ -20,7 +20,7 @@ pub struct Linear {
 enum Weights {
     Dense(Dense),
     Awq(Awq),
-    W4A8(w4a8::Weights),
+    Linear8(linear8::Weights),
     W4A16(w4a16::Weights),
     Linear4(linear4::Weights),
 }
@@ -34,7 +34,7 @@ pub struct Input {
 enum Rows {
     /// `[rows, k]` bf16
     Dense(Range),
-    W4A8(w4a8::Rows),
+    Linear8(linear8::Rows),
     W4A16(w4a16::Rows),
     Linear4(linear4::Rows),
 }
@@ -104,7 +104,7 @@ impl Cuda {
     fn load_svdq(&self, source: &SvdqSource<'_>) -> Result<Weights> {
         let nvfp4 = source.codes != Codes::Int4;
         Ok(match choice::choose(&self.gpu.context.info, nvfp4, self.profile)? {
-            Family::W4A8 => Weights::W4A8(w4a8::Weights::load(self, source)?),
+            Family::Linear8 => Weights::Linear8(linear8::Weights::load(self, source)?),
             Family::W4A16 => Weights::W4A16(w4a16::Weights::load(self, source)?),
             Family::Linear4 => Weights::Linear4(linear4::Weights::load(self, source)?),
         })
@@ -114,7 +114,7 @@ impl Cuda {
     /// scale and a shift are given (bf16 vectors).
     pub(super) fn quantize(&self, x: u64, rows: usize, norm: Option<[u64; 2]>, w: &Linear) -> Result<Input> {
         let data = match &w.weights {
-            Weights::W4A8(w) => Rows::W4A8(w.quantize(self, x, rows, norm)?),
+            Weights::Linear8(w) => Rows::Linear8(w.quantize(self, x, rows, norm)?),
             Weights::Linear4(w) => Rows::Linear4(w.quantize(self, x, rows, norm)?),
             Weights::Dense(_) | Weights::Awq(_) | Weights::W4A16(_) => panic!("the linear takes bf16"),
         };
@@ -125,7 +125,7 @@ impl Cuda {
     pub(super) fn ready(&self, h: Range, rows: usize, w: &Linear) -> Result<Input> {
         let data = match &w.weights {
             Weights::W4A16(w) => Rows::W4A16(w.ready(self, h, rows)?),
-            Weights::W4A8(_) | Weights::Linear4(_) => return self.quantize(h.at(), rows, None, w),
+            Weights::Linear8(_) | Weights::Linear4(_) => return self.quantize(h.at(), rows, None, w),
             Weights::Dense(_) | Weights::Awq(_) => Rows::Dense(h),
         };
         Ok(Input { rows, data })
@@ -142,7 +142,7 @@ impl Cuda {
             (Rows::Dense(data), Weights::Dense(w)) => w.apply(self, data.at(), x.rows, output),
             (Rows::Dense(data), Weights::Awq(w)) => w.apply(self, data.at(), x.rows, output),
             (Rows::W4A16(data), Weights::W4A16(w)) => w.apply(self, data, act, target),
-            (Rows::W4A8(data), Weights::W4A8(w)) => {
+            (Rows::Linear8(data), Weights::Linear8(w)) => {
                 w.apply(self, data, target)?;
                 self.activate(act, target, x.rows * n)
             }
@@ -166,7 +166,7 @@ impl Cuda {
     /// The 4-bit `linear_qkv` with heads of 128 channels; `norms` are bf16, `rope` pairs of fp16.
     pub(super) fn apply_qkv(&self, x: &Input, w: &Linear, out: u64, norms: u64, rope: u64) -> Result<()> {
         match (&x.data, &w.weights) {
-            (Rows::W4A8(x), Weights::W4A8(w)) => w.qkv(self, x, out, norms, rope),
+            (Rows::Linear8(x), Weights::Linear8(w)) => w.qkv(self, x, out, norms, rope),
             (Rows::Linear4(x), Weights::Linear4(w)) => w.qkv(self, x, out, norms, rope),
             _ => panic!("the input was made ready for a linear of another kind"),
         }
@@ -175,7 +175,9 @@ impl Cuda {
     /// The 4-bit `linear_gelu`.
     pub(super) fn apply_gelu(&self, x: &Input, w: &Linear, next: &Linear) -> Result<Input> {
         let data = match (&x.data, &w.weights, &next.weights) {
-            (Rows::W4A8(x), Weights::W4A8(w), Weights::W4A8(next)) => Rows::W4A8(w.gelu(self, x, next)?),
+            (Rows::Linear8(x), Weights::Linear8(w), Weights::Linear8(next)) => {
+                Rows::Linear8(w.gelu(self, x, next)?)
+            }
             (Rows::Linear4(x), Weights::Linear4(w), Weights::Linear4(next)) => {
                 Rows::Linear4(w.gelu(self, x, next)?)
             }
@@ -188,13 +190,13 @@ impl Cuda {
 impl Linear {
     /// Whether its input is quantised.
     pub(super) fn is_quantized(&self) -> bool {
-        matches!(self.weights, Weights::W4A8(_) | Weights::Linear4(_))
+        matches!(self.weights, Weights::Linear8(_) | Weights::Linear4(_))
     }
 
     /// Whether `linear_gelu` is [`Cuda::apply_gelu`] when this linear is followed by `next`.
     pub(super) fn fuses_gelu(&self, next: &Linear) -> bool {
         match (&self.weights, &next.weights) {
-            (Weights::W4A8(_), Weights::W4A8(next)) => next.unsigned,
+            (Weights::Linear8(_), Weights::Linear8(next)) => next.unsigned,
             (Weights::Linear4(_), Weights::Linear4(_)) => true,
             _ => false,
         }

@@ -18,12 +18,12 @@ mod hopper;
 mod kernels;
 mod linear;
 mod linear4;
+mod linear8;
 mod memory;
 mod profile;
 mod quantize;
 mod tensor;
 mod w4a16;
-mod w4a8;
 
 use std::borrow::Cow;
 use std::ops::Range as Rows;

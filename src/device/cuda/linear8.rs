@@ -1,4 +1,5 @@
-//! 4-bit linears of profile W4A8 on compute capability 9.0: weights folded into int8, activations quantised to 8 bits.
+//! 4-bit linears on the 8-bit tensor cores of compute capability 9.0. In profile W4A8 weights are folded into int8 and
+//! activations quantised to 8 bits; in W4A4, exact to the checkpoint, both keep their 4-bit codes and group scales.
 
 use super::Cuda;
 use super::hopper::{self, Kernels, Quantized};
@@ -6,16 +7,16 @@ use super::linear::{Epilogue, Target};
 use super::memory::Range;
 use super::quantize::QuantizeParams;
 use crate::Result;
-use crate::ops::{Codes, SvdqSource};
+use crate::ops::{Codes, Profile, SvdqSource};
 use crate::weights::pack;
 
 /// The weights of a linear.
 pub(super) struct Weights {
+    profile: Profile,
     n: usize,
     k: usize,
-    /// `[n, k]` int8
+    /// As [`hopper::Weights`] has them
     codes: Range,
-    /// `[n]` f32
     scales: Range,
     /// `[n]` bf16
     bias: Range,
@@ -33,9 +34,8 @@ pub(super) struct Weights {
 /// Rows made ready for a linear.
 pub(super) struct Rows {
     count: usize,
-    /// `[count, k]`, int8, or uint8 if they come from a GELU.
+    /// As [`Quantized`] has them
     codes: Range,
-    /// `[count]`, or `[k/256, count]` if they come from a GELU: f32.
     scales: Range,
     /// `[count, rank]` bf16
     lora: Range,
@@ -43,31 +43,33 @@ pub(super) struct Rows {
 
 /// The kernels that this family's weights were loaded for.
 fn kernels(cuda: &Cuda) -> &Kernels {
-    let Some(kernels) = &cuda.gpu.hopper else { panic!("int8 weights on another GPU than Hopper") };
+    let Some(kernels) = &cuda.gpu.hopper else { panic!("weights for Hopper on another GPU") };
     kernels
 }
 
 impl Weights {
     pub(super) fn load(cuda: &Cuda, source: &SvdqSource<'_>) -> Result<Self> {
         let SvdqSource { n, k, rank, unsigned, .. } = *source;
+        let profile = cuda.profile;
         if !unsigned {
-            kernels(cuda).quantizer.check(k)?;
+            kernels(cuda).quantizer(profile).check(k)?;
         }
         let (qweight, wscales) = (cuda.staged(&source.qweight)?, cuda.staged(&source.wscales)?);
         let channels = match &source.codes {
             Codes::Int4 => None,
             Codes::Fp4 { channel_scales } => Some(cuda.staged(channel_scales)?),
         };
-        let (codes, scales) = (cuda.weights.take(n * k)?, cuda.weights.take(n * 4)?);
-        kernels(cuda).unpack(
-            [qweight.at(), wscales.at()],
-            channels.as_ref().map(Range::at),
-            [codes.at(), scales.at()],
-            [n, k],
-        )?;
+        let groups = if profile == Profile::W4A4 { k / 64 } else { 1 };
+        let (codes, scales) = (cuda.weights.take(n * k)?, cuda.weights.take(n * groups * 4)?);
+        let (packed, unpacked) = ([qweight.at(), wscales.at()], [codes.at(), scales.at()]);
+        match profile {
+            Profile::W4A4 => kernels(cuda).unpack_exact(packed, unpacked, [n, k])?,
+            _ => kernels(cuda).unpack(packed, channels.as_ref().map(Range::at), unpacked, [n, k])?,
+        }
         let reciprocal: Vec<f32> = pack::unpack_vector(&source.smooth).iter().map(|v| 1.0 / v).collect();
         let matrix = |values: Vec<f32>| cuda.constant(&pack::f32_to_bf16(&values));
         Ok(Weights {
+            profile,
             n,
             k,
             codes,
@@ -85,9 +87,10 @@ impl Weights {
     pub(super) fn quantize(&self, cuda: &Cuda, x: u64, rows: usize, norm: Option<[u64; 2]>) -> Result<Rows> {
         assert!(!self.unsigned, "the input of fc2 is made by linear_gelu");
         let [scale, shift] = norm.unwrap_or_default();
-        let (codes, scales) = (cuda.temporary(rows * self.k)?, cuda.temporary(rows * 4)?);
+        let groups = if self.profile == Profile::W4A4 { self.k / 64 } else { 1 };
+        let (codes, scales) = (cuda.temporary(rows * self.k)?, cuda.temporary(groups * rows * 4)?);
         let lora = cuda.temporary(rows * self.rank * 2)?;
-        kernels(cuda).quantizer.quantize(&QuantizeParams {
+        kernels(cuda).quantizer(self.profile).quantize(&QuantizeParams {
             x,
             scale,
             shift,
@@ -117,7 +120,8 @@ impl Weights {
     pub(super) fn gelu(&self, cuda: &Cuda, x: &Rows, next: &Weights) -> Result<Rows> {
         assert!(next.unsigned, "the kernel shifts what it codes");
         let (rows, rank, blocks) = (x.count, next.rank, self.n.div_ceil(256));
-        let (codes, scales) = (cuda.temporary(rows * self.n)?, cuda.temporary(blocks * rows * 4)?);
+        let groups = if self.profile == Profile::W4A4 { self.n / 64 } else { blocks };
+        let (codes, scales) = (cuda.temporary(rows * self.n)?, cuda.temporary(groups * rows * 4)?);
         let lora = cuda.temporary(rows * rank * 2)?;
         let partials = cuda.temporary(blocks * rows * rank * 4)?;
         let epilogue = Epilogue::Gelu {
@@ -129,15 +133,15 @@ impl Weights {
             partials: partials.at(),
         };
         self.product(cuda, x, &epilogue)?;
-        kernels(cuda).quantizer.sum_low_rank(partials.at(), lora.at(), blocks, rows * rank)?;
+        kernels(cuda).quantizer(self.profile).sum_low_rank(partials.at(), lora.at(), blocks, rows * rank)?;
         Ok(Rows { count: rows, codes, scales, lora })
     }
 
     fn product(&self, cuda: &Cuda, x: &Rows, epilogue: &Epilogue) -> Result<()> {
-        let Weights { n, k, rank, ref codes, ref scales, ref bias, ref up, unsigned, .. } = *self;
-        let weights = hopper::Weights { n, k, rank, codes, scales, bias, up };
+        let Weights { profile, n, k, rank, ref codes, ref scales, ref bias, ref up, unsigned, .. } = *self;
+        let weights = hopper::Weights { profile, n, k, rank, codes, scales, bias, up };
         let Rows { count, ref codes, ref scales, ref lora } = *x;
-        let x = Quantized { rows: count, codes, scales, lora, blocked: unsigned };
+        let x = Quantized { rows: count, codes, scales, lora, unsigned };
         kernels(cuda).linear(&x, &weights, epilogue)
     }
 }
