@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod full_width;
 mod image;
 mod linear;
 mod model;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
             failed += usize::from(!passed);
         }
     };
+    let first = gpu.clone();
     for gpu in [gpu, older] {
         let capability = gpu.info().compute_capability;
         run(GENERAL, &Devices::new(&gpu, Profile::W4A16, false), &format!("sm_{capability} "));
@@ -92,6 +94,17 @@ fn main() -> ExitCode {
                 if !nvfp4 {
                     run(INT4, &devices, &setup);
                 }
+            }
+        }
+    }
+    if wanted.is_empty() || wanted.iter().any(|part| "full_width".contains(part.as_str())) {
+        match std::env::var_os("SVDQ_FULL_WIDTH") {
+            None => println!("test full_width ... not run: SVDQ_FULL_WIDTH names no folder of full_width.py"),
+            Some(folder) => {
+                let test = || full_width::full_width(&first, folder.as_ref());
+                let passed = catch_unwind(AssertUnwindSafe(test)).is_ok();
+                println!("test full_width ... {}", if passed { "ok" } else { "FAILED" });
+                failed += usize::from(!passed);
             }
         }
     }
