@@ -1,5 +1,6 @@
 //! Every operation on the GPU against the CPU, on random inputs with outlier channels and odd sizes, and the demo
 //! model's images: in every profile that the GPU has, and once more as if it were of compute capability 8.0.
+//! With SVDQ_FULL_WIDTH=FOLDER, also the blocks that tests/golden/full_width.py wrote there.
 //! `gpu [NAME]...` runs the tests whose names contain one of these; SVDQ_GPU=require makes it a
 //! failure that there is no GPU.
 
