@@ -183,6 +183,16 @@ typedef struct svdq_context_params {
    * The number of the GPU, with SVDQ_DEVICE_INDEX.
    */
   uint32_t device_index;
+  /**
+   * Zero.
+   */
+  uint32_t reserved;
+  /**
+   * Bytes of GPU memory that the models of this context may take; 0: what is free. A model keeps as
+   * much of itself on the GPU as there is room for, and the rest in the host's memory. What the
+   * driver needs for itself, some hundred megabytes, comes on top.
+   */
+  uint64_t memory_budget;
 } svdq_context_params;
 
 /**
@@ -595,8 +605,8 @@ SVDQ_API void svdq_context_release(struct svdq_context *context);
  * out: receives the model, or NULL on failure. Release it with svdq_model_release.
  *
  * Errors: SVDQ_ERR_NOT_FOUND, SVDQ_ERR_IO, SVDQ_ERR_BAD_FORMAT, SVDQ_ERR_WRONG_MODEL,
- * SVDQ_ERR_UNSUPPORTED, SVDQ_ERR_OUT_OF_HOST_MEMORY, SVDQ_ERR_VERSION_MISMATCH,
- * SVDQ_ERR_INVALID_ARGUMENT.
+ * SVDQ_ERR_UNSUPPORTED, SVDQ_ERR_OUT_OF_HOST_MEMORY, SVDQ_ERR_OUT_OF_DEVICE_MEMORY,
+ * SVDQ_ERR_DEVICE_LOST, SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT.
  * Threads: any.
  * Since 0.1.
  */
@@ -697,8 +707,8 @@ svdq_result svdq_generate_params_init(const struct svdq_model *model,
  * out: where to. Its width and height have to be those of the picture. Its pixels are not written on
  * failure.
  *
- * Errors: SVDQ_ERR_BUFFER_TOO_SMALL, SVDQ_ERR_OUT_OF_HOST_MEMORY, SVDQ_ERR_VERSION_MISMATCH,
- * SVDQ_ERR_INVALID_ARGUMENT.
+ * Errors: SVDQ_ERR_BUFFER_TOO_SMALL, SVDQ_ERR_OUT_OF_HOST_MEMORY, SVDQ_ERR_OUT_OF_DEVICE_MEMORY (before
+ * anything ran), SVDQ_ERR_DEVICE_LOST, SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT.
  * Threads: any; calls for the same model take turns.
  * Since 0.1.
  */

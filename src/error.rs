@@ -72,7 +72,7 @@ pub enum Error {
         bytes: u64,
     },
     /// GPU memory is not to be had. The context stays usable.
-    #[error("not enough GPU memory for {what}: {}", gpu_bytes(*need, *free))]
+    #[error("not enough GPU memory for {what}: {}", gpu_bytes(*need, *free, *budget))]
     OutOfDeviceMemory {
         /// What the memory was for.
         what: String,
@@ -80,6 +80,8 @@ pub enum Error {
         need: u64,
         /// Bytes that were free.
         free: u64,
+        /// Bytes of the memory budget that were not taken yet; `None` if there is no budget.
+        budget: Option<u64>,
     },
     /// There is no NVIDIA driver that could be used.
     #[error("no NVIDIA driver: {0}")]
@@ -122,9 +124,12 @@ impl Error {
     }
 }
 
-fn gpu_bytes(need: u64, free: u64) -> String {
-    match need {
-        0 => "the driver has none left".into(),
-        need => format!("{need} bytes are needed, {free} are free"),
+fn gpu_bytes(need: u64, free: u64, budget: Option<u64>) -> String {
+    match (need, budget) {
+        (0, _) => "the driver has none left".into(),
+        (need, None) => format!("{need} bytes are needed, {free} are free"),
+        (need, Some(left)) => {
+            format!("{need} bytes are needed, {free} are free and {left} are left of the memory budget")
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use svdq::device::cpu::Cpu;
 use svdq::lora::{self, Attached, Description, Sites};
-use svdq::ops::{DenseSource, LinearSource, Profile, Storage};
+use svdq::ops::{DenseSource, LinearSource, Profile, Storage, Usage};
 use svdq::weights::Checkpoint;
 
 static CPU: LazyLock<Cpu> = LazyLock::new(|| Cpu::new(1, Profile::W4A8).expect("threads"));
@@ -18,7 +18,7 @@ static SITES: LazyLock<[Sites; 3]> = LazyLock::new(|| [transformer(), clip(), t5
 fn add(sites: &mut Sites, names: &[&str], n: usize, k: usize) {
     let source = DenseSource { n, k, weight: vec![0.0; n * k].into(), bias: vec![], storage: Storage::Bf16 };
     let names = names.iter().map(|name| (*name).to_owned());
-    let _ = sites.linear(&*CPU, &LinearSource::Dense(source), names).expect("a linear");
+    let _ = sites.linear(&*CPU, Usage::Step, &LinearSource::Dense(source), names).expect("a linear");
 }
 
 fn transformer() -> Sites {

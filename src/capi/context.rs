@@ -31,9 +31,15 @@ pub struct svdq_context_params {
     pub device_select: u32,
     /// The number of the GPU, with SVDQ_DEVICE_INDEX.
     pub device_index: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Bytes of GPU memory that the models of this context may take; 0: what is free. A model keeps as
+    /// much of itself on the GPU as there is room for, and the rest in the host's memory. What the
+    /// driver needs for itself, some hundred megabytes, comes on top.
+    pub memory_budget: u64,
 }
 
-// SAFETY: five integers.
+// SAFETY: integers.
 unsafe impl Sized32 for svdq_context_params {
     const NAME: &'static str = "svdq_context_params";
 }
@@ -53,6 +59,8 @@ pub unsafe extern "C" fn svdq_context_params_init(params: *mut svdq_context_para
         threads: 0,
         device_select: SVDQ_DEVICE_BEST,
         device_index: 0,
+        reserved: 0,
+        memory_budget: 0,
     };
     // SAFETY: `params` is as the header demands.
     guard(|| unsafe { write_struct(params, &defaults) })
@@ -79,7 +87,11 @@ pub unsafe extern "C" fn svdq_context_create(
             // SAFETY: `params` is as the header demands.
             let params = unsafe { read_struct(params)? };
             check_header(params.header_version)?;
+            if params.reserved != 0 {
+                return Err(Error::InvalidArgument(format!("reserved is {}, not 0", params.reserved)));
+            }
             options.threads = params.threads as usize;
+            options.memory_budget = params.memory_budget;
             options.device = match params.device_select {
                 SVDQ_DEVICE_BEST => DeviceSelect::Auto,
                 SVDQ_DEVICE_INDEX => DeviceSelect::Cuda(params.device_index),

@@ -83,8 +83,8 @@ pub unsafe extern "C" fn svdq_generate_params_init(
 /// out: where to. Its width and height have to be those of the picture. Its pixels are not written on
 /// failure.
 ///
-/// Errors: SVDQ_ERR_BUFFER_TOO_SMALL, SVDQ_ERR_OUT_OF_HOST_MEMORY, SVDQ_ERR_VERSION_MISMATCH,
-/// SVDQ_ERR_INVALID_ARGUMENT.
+/// Errors: SVDQ_ERR_BUFFER_TOO_SMALL, SVDQ_ERR_OUT_OF_HOST_MEMORY, SVDQ_ERR_OUT_OF_DEVICE_MEMORY (before
+/// anything ran), SVDQ_ERR_DEVICE_LOST, SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT.
 /// Threads: any; calls for the same model take turns.
 /// Since 0.1.
 #[unsafe(no_mangle)]

@@ -116,8 +116,8 @@ unsafe impl Sized32 for svdq_model_info {
 /// out: receives the model, or NULL on failure. Release it with svdq_model_release.
 ///
 /// Errors: SVDQ_ERR_NOT_FOUND, SVDQ_ERR_IO, SVDQ_ERR_BAD_FORMAT, SVDQ_ERR_WRONG_MODEL,
-/// SVDQ_ERR_UNSUPPORTED, SVDQ_ERR_OUT_OF_HOST_MEMORY, SVDQ_ERR_VERSION_MISMATCH,
-/// SVDQ_ERR_INVALID_ARGUMENT.
+/// SVDQ_ERR_UNSUPPORTED, SVDQ_ERR_OUT_OF_HOST_MEMORY, SVDQ_ERR_OUT_OF_DEVICE_MEMORY,
+/// SVDQ_ERR_DEVICE_LOST, SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT.
 /// Threads: any.
 /// Since 0.1.
 #[unsafe(no_mangle)]

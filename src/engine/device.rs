@@ -26,6 +26,7 @@ impl Pipeline {
         profile: Profile,
         parts: &Parts<'_>,
         max_sequence_length: usize,
+        usual: &Request<'_>,
     ) -> Result<Self> {
         Ok(match &context.gpu {
             Some(gpu) => {
@@ -34,11 +35,11 @@ impl Pipeline {
                     gpu.check(transformer.is_nvfp4(), profile)?;
                 }
                 let device = Cuda::new(gpu.clone(), profile);
-                Pipeline::Cuda(Box::new(FluxPipeline::load(device, parts, max_sequence_length)?))
+                Pipeline::Cuda(Box::new(FluxPipeline::load(device, parts, max_sequence_length, usual)?))
             }
             None => {
                 let device = Cpu::new(context.threads, profile)?;
-                Pipeline::Cpu(Box::new(FluxPipeline::load(device, parts, max_sequence_length)?))
+                Pipeline::Cpu(Box::new(FluxPipeline::load(device, parts, max_sequence_length, usual)?))
             }
         })
     }
@@ -78,6 +79,14 @@ impl Pipeline {
         match self {
             Pipeline::Cpu(pipeline) => pipeline.time_steps(request, &on_cpu(loras)),
             Pipeline::Cuda(pipeline) => pipeline.time_steps(request, &on_cuda(loras)),
+        }
+    }
+
+    /// Bytes of weights and of temporaries on the GPU.
+    pub(super) fn gpu_bytes(&self) -> [u64; 2] {
+        match self {
+            Pipeline::Cpu(_) => [0; 2],
+            Pipeline::Cuda(pipeline) => pipeline.device().bytes(),
         }
     }
 

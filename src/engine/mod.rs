@@ -42,6 +42,11 @@ pub struct ContextOptions {
     /// CPU threads to compute with, the caller's own included; 0 means one for each core. Images do not
     /// depend on it.
     pub threads: usize,
+    /// Bytes of GPU memory that weights and temporaries of this context may take; 0 means what is free. A model keeps as
+    /// much of itself on the GPU as there is room for beside its default image: its 4-bit weights packed if need be, then
+    /// its text encoders and then its modulation in the host's memory. What the driver needs for itself, some hundred
+    /// megabytes, comes on top.
+    pub memory_budget: u64,
 }
 
 /// The device on which models run.
@@ -59,7 +64,7 @@ impl Context {
     /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`] or [`Error::DeviceUnsupported`] when a
     /// GPU is asked for that cannot be used; [`Error::OutOfDeviceMemory`] when it is full.
     pub fn new(options: ContextOptions) -> Result<Self> {
-        let ContextOptions { device, threads } = options;
+        let ContextOptions { device, threads, memory_budget } = options;
         if threads > MAX_THREADS {
             return Err(Error::InvalidArgument(format!(
                 "threads is {threads}, at most {MAX_THREADS} are allowed"
@@ -70,6 +75,9 @@ impl Context {
             DeviceSelect::Cuda(index) => Some(Gpu::open(index)?),
             DeviceSelect::Auto => Gpu::open_any()?,
         };
+        if let Some(gpu) = &gpu {
+            gpu.set_memory_budget(memory_budget);
+        }
         Ok(Context { threads, gpu })
     }
 

@@ -15,6 +15,8 @@ use crate::{Error, Result};
 /// Sides and area beyond which an image is refused. FLUX.1 is trained up to 2 megapixels.
 const MAX_SIDE: u32 = 8192;
 const MAX_AREA: u64 = 2048 * 2048;
+/// A model leaves room for its default image, but for none with longer sides than this.
+const USUAL_SIDE: usize = 2048;
 /// No schedule of FLUX.1 gains from more steps.
 const MAX_STEPS: u32 = 1000;
 
@@ -119,19 +121,36 @@ impl Model {
         let (tokens, steps) = if guidance { (512, 28) } else { (256, 4) };
         let profile = profile.unwrap_or_else(|| context.default_profile(weights.is_nvfp4()));
         let tokens = defaults.max_sequence_length.unwrap_or(tokens);
-        let pipeline = Pipeline::load(context, profile, parts, tokens)?;
+        let side = |side: Option<usize>| side.unwrap_or(1024);
+        let [width, height] = [side(defaults.width), side(defaults.height)];
+        let steps = defaults.steps.unwrap_or(steps);
+        let usual = Request {
+            prompt: "",
+            width: width.min(USUAL_SIDE),
+            height: height.min(USUAL_SIDE),
+            steps: steps.clamp(1, MAX_STEPS as usize),
+            guidance: 0.0,
+            seed: 0,
+        };
+        let pipeline = Pipeline::load(context, profile, parts, tokens, &usual)?;
         let info = ModelInfo {
             guidance,
             rank: weights.rank(),
             nvfp4: weights.is_nvfp4(),
             profile,
-            default_width: defaults.width.unwrap_or(1024) as u32,
-            default_height: defaults.height.unwrap_or(1024) as u32,
-            default_steps: defaults.steps.unwrap_or(steps) as u32,
+            default_width: width as u32,
+            default_height: height as u32,
+            default_steps: steps as u32,
             default_guidance: if guidance { defaults.guidance_scale.unwrap_or(3.5) } else { 0.0 },
             size_multiple: pipeline.size_multiple() as u32,
         };
         Ok(Model(Arc::new(Inner { pipeline, info, running: Mutex::new(()) })))
+    }
+
+    /// Bytes of GPU memory that the model takes: its weights and those of its LoRAs, and the temporaries of its images,
+    /// which stay for the next one. Zeros on the CPU.
+    pub fn gpu_bytes(&self) -> [u64; 2] {
+        self.0.pipeline.gpu_bytes()
     }
 
     pub(super) fn pipeline(&self) -> &Pipeline {

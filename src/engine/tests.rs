@@ -17,7 +17,8 @@ fn demo() -> PathBuf {
 }
 
 fn load(sources: &[&Path]) -> Result<Model> {
-    let context = Context::new(ContextOptions { device: DeviceSelect::Cpu, threads: 2 })?;
+    let context =
+        Context::new(ContextOptions { device: DeviceSelect::Cpu, threads: 2, ..Default::default() })?;
     let sources = sources.iter().map(|path| path.to_path_buf()).collect();
     Model::load(&context, &ModelOptions { sources, ..Default::default() })
 }
@@ -41,7 +42,8 @@ fn picture(model: &Model, loras: &[(Lora, f32)]) -> Vec<u8> {
 /// The whole path of `svdq bench --random-weights`, in small.
 #[test]
 fn random_models_make_images_and_are_timed() {
-    let context = Context::new(ContextOptions { device: DeviceSelect::Cpu, threads: 2 }).unwrap();
+    let context =
+        Context::new(ContextOptions { device: DeviceSelect::Cpu, threads: 2, ..Default::default() }).unwrap();
     let transformer = FluxConfig {
         num_layers: 1,
         num_single_layers: 1,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::ops::{Device, Layer, LinearSource};
+use crate::ops::{Device, Layer, LinearSource, Usage};
 use crate::{Error, Result};
 
 /// A linear of a network and its site.
@@ -40,11 +40,12 @@ pub struct Target {
 }
 
 impl Sites {
-    /// Loads a linear that holds those of `names` on top of one another, in equal shares. A name that is there already
+    /// Loads a linear, used as often as `usage` says, that holds those of `names` on top of one another, in equal shares. A name that is there already
     /// gets these inputs beside those that it has.
     pub fn linear<D: Device>(
         &mut self,
         dev: &D,
+        usage: Usage,
         source: &LinearSource<'_>,
         names: impl ExactSizeIterator<Item = String>,
     ) -> Result<Linear<D>> {
@@ -57,7 +58,7 @@ impl Sites {
             let rows = i * share..(i + 1) * share;
             targets.push(Target { site, shape, rows, columns: start..start + k });
         }
-        Ok(Linear { weights: dev.load_linear(source)?, site })
+        Ok(Linear { weights: dev.load_linear_for(usage, source)?, site })
     }
 
     /// Loads a row of constants.

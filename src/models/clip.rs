@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::embedding::{Embedding, fuse_rows};
 use crate::lora::{Linear, Run, Sites};
-use crate::ops::{Activation, Attention, Device, LinearSource, Mask, Norm};
+use crate::ops::{Activation, Attention, Device, LinearSource, Mask, Norm, Usage};
 use crate::weights::{Checkpoint, PartKind, read_json};
 use crate::{Error, Result};
 
@@ -159,6 +159,11 @@ impl<D: Device> Clip<D> {
         self.tokens.rows()
     }
 
+    /// Ids of the longest prompt, whatever it says.
+    pub fn any_ids(&self) -> Vec<u32> {
+        vec![self.eos.min(self.vocabulary().saturating_sub(1) as u32); self.max_tokens()]
+    }
+
     /// The longest sequence that [`Self::encode`] takes.
     pub fn max_tokens(&self) -> usize {
         self.positions.len() / self.hidden()
@@ -257,9 +262,14 @@ impl Names<'_> {
         let parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
         let [q, k, v] = parts.map(|part| dense(part, hidden, hidden));
         let qkv = LinearSource::Dense(fuse_rows([q?, k?, v?]));
-        let qkv = sites.linear(dev, &qkv, parts.iter().map(|part| name(part)))?;
+        let qkv = sites.linear(dev, Usage::Encoder, &qkv, parts.iter().map(|part| name(part)))?;
         let mut linear = |part: &str, n, k| {
-            sites.linear(dev, &LinearSource::Dense(dense(part, n, k)?), [name(part)].into_iter())
+            sites.linear(
+                dev,
+                Usage::Encoder,
+                &LinearSource::Dense(dense(part, n, k)?),
+                [name(part)].into_iter(),
+            )
         };
         Ok(Layer {
             norm1: norm("layer_norm1")?,

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use crate::Result;
 use crate::lora::{Linear, Run, Sites, Vector};
-use crate::ops::{Activation, Attention, Chunk, Device, LinearSource, Mask, Norm, QkNormRope};
+use crate::ops::{Activation, Attention, Chunk, Device, LinearSource, Mask, Norm, QkNormRope, Usage};
 use crate::pipeline::sampler::sinusoidal;
 use crate::weights::flux::{FluxConfig, FluxWeights, Part, Stream, double_names, single_names};
 
@@ -79,8 +79,9 @@ impl<D: Device> Flux<D> {
         let config = weights.config().clone();
         let hidden = config.hidden();
         let mut sites = Sites::default();
-        let mut plain =
-            |name: &str, n, k| sites.linear(dev, &weights.plain(name, n, k)?, [name.to_owned()].into_iter());
+        let mut plain = |name: &str, n, k| {
+            sites.linear(dev, Usage::Step, &weights.plain(name, n, k)?, [name.to_owned()].into_iter())
+        };
         let mut embedder = |name: &str, k| -> Result<Embedder<D>> {
             Ok(Embedder {
                 linear_1: plain(&format!("time_text_embed.{name}.linear_1"), hidden, k)?,
@@ -97,7 +98,12 @@ impl<D: Device> Flux<D> {
             timestep,
             guidance,
             pooled,
-            norm_out: sites.linear(dev, &weights.norm_out()?, ["norm_out.linear".to_owned()].into_iter())?,
+            norm_out: sites.linear(
+                dev,
+                Usage::Modulation,
+                &weights.norm_out()?,
+                ["norm_out.linear".to_owned()].into_iter(),
+            )?,
             double: (0..config.num_layers)
                 .map(|index| {
                     Ok(DoubleBlock {
@@ -328,7 +334,8 @@ impl<D: Device> Block<D> {
     ) -> Result<Self> {
         let mut linear = |part| {
             let (source, names) = source(part)?;
-            sites.linear(dev, &source, names.iter().map(|name| format!("{prefix}{name}")))
+            let usage = if part == Part::Modulation { Usage::Modulation } else { Usage::Step };
+            sites.linear(dev, usage, &source, names.iter().map(|name| format!("{prefix}{name}")))
         };
         // proj_out of a single block has the inputs of `out` first, then those of `fc2`.
         let [modulation, qkv, out, fc1, fc2] = [

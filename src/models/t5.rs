@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::embedding::{Embedding, fuse_rows};
 use crate::lora::{Linear, Run, Sites};
-use crate::ops::{Activation, Attention, AwqSource, Device, LinearSource, Mask, Norm};
+use crate::ops::{Activation, Attention, AwqSource, Device, LinearSource, Mask, Norm, Usage};
 use crate::weights::{Checkpoint, Dtype, PartKind, pack, read_json};
 use crate::{Error, Result};
 
@@ -211,9 +211,14 @@ impl<D: Device> Layer<D> {
                 return Err(Error::format(weights.path(), what));
             }
         };
-        let qkv = sites.linear(dev, &qkv, parts.iter().map(|part| name(part)))?;
+        let qkv = sites.linear(dev, Usage::Encoder, &qkv, parts.iter().map(|part| name(part)))?;
         let mut linear = |part: &str, n, k| {
-            sites.linear(dev, &linear_or_awq(weights, &name(part), n, k)?, [name(part)].into_iter())
+            sites.linear(
+                dev,
+                Usage::Encoder,
+                &linear_or_awq(weights, &name(part), n, k)?,
+                [name(part)].into_iter(),
+            )
         };
         Ok(Layer {
             norm1: norm("0")?,
@@ -333,12 +338,11 @@ impl Distances {
         bias.try_reserve_exact(len.ok_or_else(no_memory)?).map_err(|_| no_memory())?;
         let before: Vec<usize> = (0..tokens).map(|d| self.bucket(d)).collect();
         for head in 0..self.heads {
-            for query in 0..tokens {
-                bias.extend((0..tokens).map(|key| {
-                    let after = if key > query { self.half } else { 0 };
-                    self.table[(after + before[key.abs_diff(query)]) * self.heads + head]
-                }));
-            }
+            let value = |bucket: usize| self.table[bucket * self.heads + head];
+            // Of keys from the farthest before the query to the farthest after it: a row is a part of it.
+            let after = before.iter().skip(1).map(|bucket| value(self.half + bucket));
+            let line: Vec<f32> = before.iter().rev().map(|&bucket| value(bucket)).chain(after).collect();
+            (0..tokens).for_each(|query| bias.extend_from_slice(&line[tokens - 1 - query..][..tokens]));
         }
         Ok(bias)
     }

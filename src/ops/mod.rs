@@ -51,6 +51,17 @@ pub enum Activation {
     QuickGelu,
 }
 
+/// How often a linear is used. A device that is short of memory may keep elsewhere what it seldom needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Usage {
+    /// In every step.
+    Step,
+    /// Once an image, on its prompt.
+    Encoder,
+    /// Once an image, on all steps at once.
+    Modulation,
+}
+
 /// A linear as one operation uses it: its weights, and the low-rank updates (LoRAs) attached to it.
 pub struct Layer<'a, D: Device> {
     /// The weights.
@@ -164,6 +175,20 @@ pub trait Device: Send + Sync + Sized {
     /// The weights of a 2-D convolution.
     type Conv: Send + Sync;
 
+    /// Decides where weights are kept, so that there is memory for what `load` puts on the device and for what `run` does
+    /// with it. As [`Self::reserve`], they may get other devices, and several times.
+    ///
+    /// # Errors
+    /// As [`Self::reserve`].
+    fn fit<T>(
+        &mut self,
+        load: impl Fn(&Self) -> Result<T>,
+        run: impl Fn(&Self, &T) -> Result<()>,
+    ) -> Result<()> {
+        let _ = (load, run);
+        Ok(())
+    }
+
     /// Makes sure that there is memory for `work` before it is done. A device that has to know how much that is gives
     /// `work` a device like itself that computes nothing: results of its operations are zeros, and what is loaded on it
     /// takes no memory.
@@ -177,6 +202,11 @@ pub trait Device: Send + Sync + Sized {
 
     /// Puts the weights of a linear on the device.
     fn load_linear(&self, source: &LinearSource<'_>) -> Result<Self::Linear>;
+    /// As [`Self::load_linear`], for a linear that is used as often as `usage` says.
+    fn load_linear_for(&self, usage: Usage, source: &LinearSource<'_>) -> Result<Self::Linear> {
+        let _ = usage;
+        self.load_linear(source)
+    }
     /// Puts a low-rank update of a linear on the device.
     fn load_low_rank(&self, source: &LowRankSource) -> Result<Self::LowRank>;
     /// Puts the weights of a convolution on the device.

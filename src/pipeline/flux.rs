@@ -135,21 +135,34 @@ struct Size {
 }
 
 impl<D: Device> FluxPipeline<D> {
-    /// Loads `parts` onto `dev`. Prompts are padded or cut to `max_sequence_length` T5 tokens.
-    pub fn load(dev: D, parts: &Parts<'_>, max_sequence_length: usize) -> Result<Self> {
-        dev.reserve(|dev| Networks::load(dev, parts).map(drop))?;
+    /// Loads `parts` onto `dev`. Prompts are padded or cut to `max_sequence_length` T5 tokens. `usual` is what will be
+    /// asked for, whatever its prompt: the device keeps weights so that there is room for it.
+    pub fn load(
+        mut dev: D,
+        parts: &Parts<'_>,
+        max_sequence_length: usize,
+        usual: &Request<'_>,
+    ) -> Result<Self> {
+        let scheduler = match parts.folder {
+            Some(folder) => SchedulerConfig::load(&folder.scheduler())?,
+            None => SchedulerConfig::flux_1(parts.transformer.config().guidance_embeds),
+        };
+        let run = |dev: &D, networks: &Networks<D>| {
+            let (clip_ids, t5_ids) = (networks.clip.any_ids(), vec![0; max_sequence_length]);
+            let job = networks.job(&scheduler, usual, clip_ids, t5_ids)?;
+            networks.run(dev, &job, &networks.attach(&[])?, &mut |_| ControlFlow::Continue(())).map(drop)
+        };
+        dev.fit(|dev| Networks::load(dev, parts), run)?;
         let networks = Networks::load(&dev, parts)?;
         let (clip, t5) = (&networks.clip, &networks.t5);
-        let (clip_tokenizer, t5_tokenizer, scheduler) = match parts.folder {
+        let (clip_tokenizer, t5_tokenizer) = match parts.folder {
             Some(folder) => (
                 Tokenizer::open(&folder.tokenizer(), Kind::Clip, clip.max_tokens())?,
                 Tokenizer::open(&folder.tokenizer_2(), Kind::T5, max_sequence_length)?,
-                SchedulerConfig::load(&folder.scheduler())?,
             ),
             None => (
                 Tokenizer::flux_1(Kind::Clip, clip.max_tokens())?,
                 Tokenizer::flux_1(Kind::T5, max_sequence_length)?,
-                SchedulerConfig::flux_1(parts.transformer.config().guidance_embeds),
             ),
         };
         check_vocabulary(parts.clip, &clip_tokenizer, clip.vocabulary())?;
@@ -180,7 +193,9 @@ impl<D: Device> FluxPipeline<D> {
     /// # Errors
     /// As [`lora::load`].
     pub fn load_lora(&self, file: &Checkpoint) -> Result<(FluxLora<D>, LoraInfo)> {
-        let (patches, info) = lora::load(&self.dev, file, self.networks.sites())?;
+        let load = |dev: &D| lora::load(dev, file, self.networks.sites());
+        self.dev.reserve(|dev| load(dev).map(drop))?;
+        let (patches, info) = load(&self.dev)?;
         Ok((FluxLora { patches, number: self.loras.fetch_add(1, Ordering::Relaxed) }, info))
     }
 
@@ -203,15 +218,9 @@ impl<D: Device> FluxPipeline<D> {
     }
 
     fn job<'a>(&self, request: &'a Request<'a>) -> Result<Job<'a>> {
-        let factor = self.networks.vae.factor();
-        let latent_size @ [height, width] = [request.height / factor, request.width / factor];
-        Ok(Job {
-            request,
-            clip_ids: self.clip_tokenizer.encode(request.prompt)?,
-            t5_ids: self.t5_tokenizer.encode(request.prompt)?,
-            schedule: Schedule::new(&self.scheduler, request.steps, height / 2 * (width / 2))?,
-            latent_size,
-        })
+        let clip_ids = self.clip_tokenizer.encode(request.prompt)?;
+        let t5_ids = self.t5_tokenizer.encode(request.prompt)?;
+        self.networks.job(&self.scheduler, request, clip_ids, t5_ids)
     }
 
     /// Memory for the run, unless it is there since the last one.
@@ -244,6 +253,20 @@ impl<D: Device> Networks<D> {
         let vae = Vae::new(dev, parts.vae)?;
         check_sizes(parts.transformer, t5.hidden(), clip.hidden(), 4 * vae.latent_channels())?;
         Ok(Networks { clip, t5, flux: Flux::load(dev, parts.transformer)?, vae })
+    }
+
+    fn job<'a>(
+        &self,
+        scheduler: &SchedulerConfig,
+        request: &'a Request<'a>,
+        clip_ids: Vec<u32>,
+        t5_ids: Vec<u32>,
+    ) -> Result<Job<'a>> {
+        // Whole patches, at least one.
+        let patches = |side: usize| (side / (2 * self.vae.factor())).max(1);
+        let grid @ [rows, columns] = [request.height, request.width].map(patches);
+        let schedule = Schedule::new(scheduler, request.steps, rows * columns)?;
+        Ok(Job { request, clip_ids, t5_ids, schedule, latent_size: grid.map(|side| 2 * side) })
     }
 
     fn sites(&self) -> [&Sites; 3] {

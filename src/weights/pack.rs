@@ -20,7 +20,10 @@ mod vector;
 pub use awq::{pack_awq_codes, unpack_awq, unpack_awq_bias, unpack_awq_codes, unpack_awq_row};
 pub use codes::{pack_codes, unpack_codes};
 pub use fp4::{E2M1, pack_fp4_scales, unpack_fp4_scales};
-pub use low_rank::{pack_lora_down, pack_lora_up, unpack_lora_down, unpack_lora_up};
+pub use low_rank::{
+    pack_lora_down, pack_lora_up, unpack_lora_down, unpack_lora_down_bf16, unpack_lora_up,
+    unpack_lora_up_bf16,
+};
 pub use svdq::{Unpacked, unpack_svdq};
 pub use vector::{pack_vector, pack_wscales, unpack_vector, unpack_wscales};
 
@@ -33,5 +36,9 @@ pub fn bf16_to_f32(bytes: &[u8]) -> impl ExactSizeIterator<Item = f32> {
 
 /// f32 to little-endian bf16 bytes, nearest even.
 pub fn f32_to_bf16(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect()
+    let mut bytes = vec![0; values.len() * 2];
+    for (bytes, &value) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
+        *bytes = bf16::from_f32(value).to_le_bytes();
+    }
+    bytes
 }

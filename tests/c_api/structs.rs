@@ -22,7 +22,9 @@ macro_rules! layouts {
 
 fn layouts() -> Vec<Layout> {
     layouts! {
-        svdq_context_params { struct_size, header_version, threads, device_select, device_index }
+        svdq_context_params {
+            struct_size, header_version, threads, device_select, device_index, reserved, memory_budget
+        }
         svdq_source { struct_size, kind, path }
         svdq_model_params { struct_size, source_count, sources, profile, reserved }
         svdq_model_info {
@@ -44,7 +46,7 @@ fn layouts() -> Vec<Layout> {
 #[test]
 fn layouts_are_those_of_0_1() {
     let pinned: [(&str, usize, &[usize]); 8] = [
-        ("svdq_context_params", 20, &[0, 4, 8, 12, 16]),
+        ("svdq_context_params", 32, &[0, 4, 8, 12, 16, 20, 24]),
         ("svdq_source", 16, &[0, 4, 8]),
         ("svdq_model_params", 24, &[0, 4, 8, 16, 20]),
         ("svdq_model_info", 40, &[0, 4, 8, 12, 16, 20, 24, 28, 32, 36]),

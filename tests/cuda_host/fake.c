@@ -6,6 +6,7 @@
  *   FAKE_CAPABILITY compute capability; default 90
  *   FAKE_MEMORY     bytes of memory; default 80 GiB
  *   FAKE_OOM_AT     the n-th allocation fails, counted from 1
+ *   FAKE_NO_PINNED  no memory can be pinned
  *   FAKE_LOST_AT    the n-th launch is of a kernel that touches what it must not: its GPU is lost
  *   FAKE_INIT       what cuInit returns; default 0
  *
@@ -24,7 +25,7 @@ enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DE
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static long allocations, live_allocations, live_bytes;
-static _Atomic long launches, contexts, streams, modules, pushed, wrong, recordings, replays, graphs;
+static _Atomic long launches, contexts, streams, modules, pinned, pushed, wrong, recordings, replays, graphs;
 static __thread void *stack[8];
 static __thread int depth;
 /* The thread records: what has to happen at once cannot. */
@@ -138,7 +139,7 @@ typedef struct { long at; } Event;
 static _Atomic long events, moments;
 R cuEventCreate(Event **event, unsigned flags) {
     ENTER();
-    if (flags) return refuse(INVALID_VALUE);
+    if (flags & ~2u) return refuse(INVALID_VALUE);
     return (void)events++, *event = calloc(1, sizeof(Event)), OK;
 }
 R cuEventRecord(Event *event, Stream *stream) {
@@ -146,6 +147,10 @@ R cuEventRecord(Event *event, Stream *stream) {
     if (!event || !stream || stream->records) return refuse(INVALID_VALUE);
     event->at = ++moments;
     return OK;
+}
+R cuEventSynchronize(Event *event) {
+    ENTER();
+    return event ? OK : refuse(INVALID_HANDLE);
 }
 R cuEventElapsedTime(float *milliseconds, Event *from, Event *to) {
     ENTER();
@@ -200,6 +205,12 @@ R cuMemFree_v2(P at) {
     pthread_mutex_unlock(&lock);
     return result ? refuse(result) : OK;
 }
+R cuMemHostAlloc(void **at, size_t bytes, unsigned flags) {
+    ENTER();
+    if (flags || setting("FAKE_NO_PINNED", 0)) return flags ? refuse(INVALID_VALUE) : OUT_OF_MEMORY;
+    return (void)pinned++, *at = malloc(bytes), OK;
+}
+R cuMemFreeHost(void *at) { return free(at), (void)pinned--, OK; }
 R cuMemcpyHtoDAsync_v2(P to, const void *from, size_t bytes, void *stream) {
     ENTER();
     if (!stream || recording || inside(to, bytes)) return refuse(INVALID_VALUE);
@@ -288,8 +299,8 @@ __attribute__((destructor)) static void report(void) {
     const char *path = getenv("FAKE_REPORT");
     FILE *file = path ? fopen(path, "w") : NULL;
     if (!file) return;
-    fprintf(file, "allocations %ld\nlaunches %ld\nlive_allocations %ld\nlive_bytes %ld\ncontexts %ld\nstreams %ld\nmodules %ld\npushed %ld\nwrong %ld\nrecordings %ld\nreplays %ld\ngraphs %ld\nevents %ld\n",
-            allocations, launches, live_allocations, live_bytes, contexts, streams, modules, pushed, wrong, recordings, replays, graphs, events);
+    fprintf(file, "allocations %ld\nlaunches %ld\nlive_allocations %ld\nlive_bytes %ld\ncontexts %ld\nstreams %ld\nmodules %ld\npinned %ld\nevents %ld\npushed %ld\nwrong %ld\nrecordings %ld\nreplays %ld\ngraphs %ld\n",
+            allocations, launches, live_allocations, live_bytes, contexts, streams, modules, pinned, events, pushed, wrong, recordings, replays, graphs);
     for (int i = 0; kernels[i].name; i++) fprintf(file, "kernel %s %ld\n", kernels[i].name, kernels[i].launches);
     fclose(file);
 }

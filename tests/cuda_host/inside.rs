@@ -27,9 +27,12 @@ fn run(program: &str, settings: &[(&str, &str)]) {
 }
 
 fn load(device: DeviceSelect) -> Model {
-    let context = Context::new(ContextOptions { device, threads: 1 }).unwrap();
+    load_into(&Context::new(ContextOptions { device, threads: 1, ..Default::default() }).unwrap()).unwrap()
+}
+
+fn load_into(context: &Context) -> svdq::Result<Model> {
     let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo");
-    Model::load(&context, &ModelOptions { sources: vec![demo.into()], profile: None }).unwrap()
+    Model::load(context, &ModelOptions { sources: vec![demo.into()], profile: None })
 }
 
 fn image(model: &Model, side: u32) -> svdq::Result<Vec<u8>> {
@@ -105,4 +108,47 @@ fn threads() {
             });
         }
     });
+}
+
+#[test]
+#[cfg_attr(not(svdq_kernels), ignore = "this build has no GPU kernels")]
+fn models_fit_into_budgets() {
+    run("budgets", &[]);
+}
+
+#[test]
+#[ignore = "run by models_fit_into_budgets"]
+fn budgets() {
+    const SIDE: u32 = 128;
+    let open = |memory_budget| {
+        let device = DeviceSelect::Cuda(0);
+        Context::new(ContextOptions { device, threads: 1, memory_budget }).unwrap()
+    };
+    let peak = |context: &Context| context.gpu_memory().unwrap()[1];
+    let context = open(0);
+    let model = load_into(&context).unwrap();
+    image(&model, SIDE).unwrap();
+    let (everything, mut weights) = (peak(&context), vec![model.gpu_bytes()[0]]);
+    drop((model, context));
+
+    for budget in (0..everything).rev().step_by(everything as usize / 100) {
+        let context = open(budget);
+        match load_into(&context) {
+            Ok(model) => {
+                image(&model, SIDE).unwrap();
+                assert!(peak(&context) <= budget, "{} of {budget}", peak(&context));
+                weights.push(model.gpu_bytes()[0]);
+            }
+            Err(Error::OutOfDeviceMemory { need, budget: Some(left), .. }) => {
+                assert!(need > budget && left == budget);
+                assert_eq!(context.gpu_memory().unwrap()[0], 0);
+                // Packed, then without encoders, then without modulation.
+                weights.dedup();
+                assert!(weights.len() == 4 && weights.is_sorted_by(|a, b| a > b), "{weights:?}");
+                return;
+            }
+            Err(error) => panic!("{budget}: {error}"),
+        }
+    }
+    panic!("it fits into nothing");
 }

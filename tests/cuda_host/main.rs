@@ -152,8 +152,9 @@ fn nothing_left(counts: &HashMap<String, i64>) {
         "contexts",
         "streams",
         "modules",
-        "graphs",
+        "pinned",
         "events",
+        "graphs",
         "pushed",
         "wrong",
     ];
@@ -197,6 +198,14 @@ fn later_images_allocate_nothing() {
     });
     assert!(many["launches"] > few["launches"]);
     assert_eq!(few["allocations"], many["allocations"]);
+}
+
+#[test]
+#[cfg_attr(not(svdq_kernels), ignore = "this build has no GPU kernels")]
+fn memory_that_cannot_be_pinned() {
+    let (output, counts) = traced("pinned", &[("FAKE_NO_PINNED", "1")]);
+    fails(&output, "bytes of memory are needed for copies to the GPU");
+    nothing_left(&counts);
 }
 
 #[test]

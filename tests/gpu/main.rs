@@ -37,6 +37,7 @@ const GENERAL: &[(&str, Test)] = &[
     ("group_norms", image::group_norms),
     ("pixels", image::pixels),
     ("dense_images", model::dense_images),
+    ("budgets", model::budgets),
     ("two_threads", model::two_threads),
 ];
 

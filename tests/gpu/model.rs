@@ -14,7 +14,7 @@ use crate::support::Devices;
 fn load(gpu: Option<&Gpu>, transformer: Option<&str>, profile: Profile) -> Model {
     let context = match gpu {
         Some(gpu) => Context::on(gpu.clone()),
-        None => Context::new(ContextOptions { device: DeviceSelect::Cpu, threads: 0 }).unwrap(),
+        None => Context::new(ContextOptions { device: DeviceSelect::Cpu, ..Default::default() }).unwrap(),
     };
     let sources = std::iter::once("assets/demo").chain(transformer).map(Into::into).collect();
     Model::load(&context, &ModelOptions { sources, profile: Some(profile) }).unwrap()
@@ -101,6 +101,36 @@ pub(crate) fn images(devices: &Devices) {
             Profile::W4A8 | Profile::W4A16 => [[44.0, 48.0], [30.0, 45.0]],
         },
     );
+}
+
+/// With less memory a model makes the same images, in no more than it was allowed; later images take none.
+pub(crate) fn budgets(devices: &Devices) {
+    let open = |memory_budget| {
+        let device = DeviceSelect::Cuda(devices.gpu.info().index);
+        let context = Context::new(ContextOptions { device, memory_budget, ..Default::default() }).unwrap();
+        let sources = vec!["assets/demo".into()];
+        let model = Model::load(&context, &ModelOptions { sources, profile: None });
+        (context, model)
+    };
+    let memory = |context: &Context| context.gpu_memory().unwrap();
+    let (context, model) = open(0);
+    let want = generate(model.as_ref().unwrap(), PROMPTS[0], 4, 1);
+    let everything = memory(&context)[1];
+    drop((context, model));
+    let (mut budget, mut weights) = (everything, Vec::new());
+    loop {
+        let (context, model) = open(budget);
+        let Ok(model) = model else { break };
+        let images = [0; 3].map(|_| (generate(&model, PROMPTS[0], 4, 1), memory(&context)[0]));
+        assert!(images.iter().all(|(image, taken)| *image == want && *taken == images[0].1));
+        assert!(memory(&context)[1] <= budget);
+        weights.push(model.gpu_bytes()[0]);
+        budget -= everything / 50;
+    }
+    weights.dedup();
+    println!("     {everything} bytes, weights of {weights:?}");
+    // All, packed (on Hopper, which unpacks), without encoders, without modulation.
+    assert!((3..=4).contains(&weights.len()));
 }
 
 /// Two models on two threads make what each makes alone.

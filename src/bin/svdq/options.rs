@@ -19,6 +19,7 @@ pub(crate) const MODEL_HELP: &str = "
     --lora FILE[:S]      LoRA and its strength, 1 if not given; may be repeated
     --profile NAME       activations of 4-bit layers: w4a4, w4a8 or w4a16; by default what suits the device
     --device NAME        cpu, cuda or cuda:N (the GPU of that number); default: a GPU if there is one
+    --memory-budget SIZE GPU memory to take at most, as 7.5G or 7500M; default: what is free
     --threads N          CPU threads; default: one a core. Images do not depend on it
 ";
 
@@ -31,6 +32,7 @@ pub(crate) struct ModelArgs {
     profile: Option<Profile>,
     device: DeviceSelect,
     threads: usize,
+    memory_budget: u64,
     loras: Vec<(PathBuf, f32)>,
 }
 
@@ -45,6 +47,7 @@ impl ModelArgs {
             "lora" => self.loras.push(lora(args.value()?)?),
             "profile" => self.profile = Some(args.value()?.parse_with(profile)?),
             "device" => self.device = args.value()?.parse_with(device)?,
+            "memory-budget" => self.memory_budget = args.value()?.parse_with(bytes)?,
             "threads" => self.threads = args.value()?.parse()?,
             _ => return Err(lexopt::Error::UnexpectedOption(format!("--{name}"))),
         }
@@ -80,7 +83,8 @@ impl ModelArgs {
 
     /// The device to run on.
     pub(crate) fn context(&self) -> Result<Context, svdq::Error> {
-        Context::new(ContextOptions { device: self.device, threads: self.threads })
+        let ModelArgs { device, threads, memory_budget, .. } = *self;
+        Context::new(ContextOptions { device, threads, memory_budget })
     }
 
     /// Loads the model.
@@ -128,6 +132,17 @@ fn lora(value: OsString) -> Result<(PathBuf, f32), lexopt::Error> {
         Some((path, Ok(strength))) if strength.is_finite() => Ok((path.into(), strength)),
         Some((_, Ok(strength))) => Err(format!("a strength of {strength} is no finite number").into()),
         _ => Ok((value.into(), 1.0)),
+    }
+}
+
+/// A number of bytes, or of KiB, MiB or GiB with a letter behind it.
+fn bytes(text: &str) -> Result<u64, String> {
+    let units = [("K", 10), ("M", 20), ("G", 30)];
+    let split = units.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)));
+    let (number, shift) = split.unwrap_or((text, 0));
+    match number.parse::<f64>().map(|number| number * f64::from(1u32 << shift)) {
+        Ok(bytes) if (0.0..=1e15).contains(&bytes) => Ok(bytes as u64),
+        _ => Err("it is no number of bytes, such as 7.5G".into()),
     }
 }
 

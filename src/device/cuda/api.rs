@@ -104,11 +104,14 @@ functions! {
     cuGraphDestroy(graph: CUgraph);
     cuEventCreate(event: *mut CUevent, flags: u32);
     cuEventRecord(event: CUevent, stream: CUstream);
+    cuEventSynchronize(event: CUevent);
     cuEventElapsedTime(milliseconds: *mut f32, from: CUevent, to: CUevent);
     cuEventDestroy_v2(event: CUevent);
     cuMemGetInfo_v2(free: *mut usize, total: *mut usize);
     cuMemAlloc_v2(pointer: *mut CUdeviceptr, bytes: usize);
     cuMemFree_v2(pointer: CUdeviceptr);
+    cuMemHostAlloc(pointer: *mut *mut c_void, bytes: usize, flags: u32);
+    cuMemFreeHost(pointer: *mut c_void);
     cuMemcpyHtoDAsync_v2(to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream);
     cuMemcpyDtoHAsync_v2(to: *mut c_void, from: CUdeviceptr, bytes: usize, stream: CUstream);
     cuMemsetD8Async(at: CUdeviceptr, value: u8, bytes: usize, stream: CUstream);

@@ -1,10 +1,13 @@
 //! Linears whose activations are bf16: dense weights, and 4-bit ones in AWQ's layout.
 
+use std::borrow::Cow;
+
 use super::Cuda;
 use super::generic::{LinearParams, Output, W4A16Params};
 use super::memory::Range;
+use super::stored::Stored;
 use crate::Result;
-use crate::ops::{AwqSource, DenseSource};
+use crate::ops::{AwqSource, DenseSource, Usage};
 use crate::weights::pack;
 
 /// A matrix of bf16.
@@ -12,14 +15,14 @@ pub(super) struct Dense {
     n: usize,
     k: usize,
     /// `[n, k]` bf16
-    weight: Range,
+    weight: Stored,
     /// `[n]` f32
     bias: Option<Range>,
 }
 
 impl Dense {
-    pub(super) fn load(cuda: &Cuda, source: &DenseSource<'_>) -> Result<Self> {
-        let weight = cuda.constants(&source.weight.bf16())?;
+    pub(super) fn load(cuda: &Cuda, usage: Usage, source: &DenseSource<'_>) -> Result<Self> {
+        let weight = cuda.store(&source.weight.bf16(), usage)?;
         let bias = match source.bias.as_slice() {
             [] => None,
             bias => Some(cuda.constant(bias)?),
@@ -35,9 +38,10 @@ impl Dense {
         rows: usize,
         output: impl FnOnce(u64) -> Output,
     ) -> Result<()> {
+        let weight = cuda.fetch(&self.weight)?;
         cuda.gpu.generic.linear(&LinearParams {
             x,
-            w: self.weight.at(),
+            w: weight.at(),
             m: rows as i32,
             n: self.n as i32,
             k: self.k as i32,
@@ -52,30 +56,31 @@ pub(super) struct Awq {
     k: usize,
     group: usize,
     chunks: usize,
-    codes: Range,
+    codes: Stored,
     /// `[k/group, n]` bf16
-    scales: Range,
+    scales: Stored,
     /// `[k/group, n]` bf16
-    zeros: Range,
+    zeros: Stored,
     /// `[n]` f32, in the order of the result
     bias: Option<Range>,
 }
 
 impl Awq {
-    pub(super) fn load(cuda: &Cuda, source: &AwqSource<'_>) -> Result<Self> {
+    pub(super) fn load(cuda: &Cuda, usage: Usage, source: &AwqSource<'_>) -> Result<Self> {
         let AwqSource { n, k, group, chunks, .. } = *source;
         let bias = match pack::unpack_awq_bias(source).as_slice() {
             [] => None,
             bias => Some(cuda.constant(bias)?),
         };
+        let store = |bytes| cuda.store(&[Cow::Borrowed(bytes)], usage);
         Ok(Awq {
             n,
             k,
             group,
             chunks,
-            codes: cuda.constant(&source.qweight)?,
-            scales: cuda.constant(&source.wscales)?,
-            zeros: cuda.constant(&source.wzeros)?,
+            codes: store(&source.qweight)?,
+            scales: store(&source.wscales)?,
+            zeros: store(&source.wzeros)?,
             bias,
         })
     }
@@ -88,11 +93,13 @@ impl Awq {
         rows: usize,
         output: impl FnOnce(u64) -> Output,
     ) -> Result<()> {
+        let (codes, scales) = (cuda.fetch(&self.codes)?, cuda.fetch(&self.scales)?);
+        let zeros = cuda.fetch(&self.zeros)?;
         cuda.gpu.generic.linear_w4a16(&W4A16Params {
             x,
-            codes: self.codes.at(),
-            scales: self.scales.at(),
-            zeros: self.zeros.at(),
+            codes: codes.at(),
+            scales: scales.at(),
+            zeros: zeros.at(),
             m: rows as i32,
             n: self.n as i32,
             k: self.k as i32,

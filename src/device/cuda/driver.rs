@@ -12,6 +12,7 @@ use std::thread::ThreadId;
 use super::api::{Api, Attribute, CUcontext, CUdevice, CUstream, CUuuid, CaptureMode, Code, Status};
 use super::graph::Recorded;
 use super::profile::Profiler;
+use super::staging::Staging;
 use crate::{Error, Result};
 
 /// A GPU that the NVIDIA driver offers.
@@ -117,6 +118,7 @@ pub(super) struct Context {
     lost: OnceLock<String>,
     /// What our allocations take.
     pub(super) taken: Taken,
+    pub(super) staging: Staging,
 }
 
 /// Bytes of GPU memory that a context's allocations take.
@@ -124,12 +126,23 @@ pub(super) struct Context {
 pub(super) struct Taken {
     now: AtomicU64,
     most: AtomicU64,
+    /// They must not take more; 0 for any number.
+    budget: AtomicU64,
 }
 
 impl Taken {
-    pub(super) fn add(&self, bytes: u64) {
-        let now = self.now.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.most.fetch_max(now, Ordering::Relaxed);
+    /// # Errors
+    /// Bytes that are left of the budget, if they are fewer.
+    pub(super) fn add(&self, bytes: u64) -> std::result::Result<(), u64> {
+        let before = self.now.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(left) = self.left(before)
+            && left < bytes
+        {
+            self.subtract(bytes);
+            return Err(left);
+        }
+        self.most.fetch_max(before + bytes, Ordering::Relaxed);
+        Ok(())
     }
 
     pub(super) fn subtract(&self, bytes: u64) {
@@ -139,6 +152,22 @@ impl Taken {
     /// Bytes that are taken now, and the most that ever were at a time.
     pub(super) fn bytes(&self) -> [u64; 2] {
         [&self.now, &self.most].map(|bytes| bytes.load(Ordering::Relaxed))
+    }
+
+    /// What is left of the budget, if there is one.
+    pub(super) fn budget(&self) -> Option<u64> {
+        self.left(self.now.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_budget(&self, bytes: u64) {
+        self.budget.store(bytes, Ordering::Relaxed);
+    }
+
+    fn left(&self, now: u64) -> Option<u64> {
+        match self.budget.load(Ordering::Relaxed) {
+            0 => None,
+            budget => Some(budget.saturating_sub(now)),
+        }
     }
 }
 
@@ -167,6 +196,7 @@ impl Context {
             context: null_mut(),
             lost: OnceLock::new(),
             taken: Taken::default(),
+            staging: Staging::default(),
         };
         let (mut least, mut greatest, mut multiprocessors) = (0, 0, 0);
         let attribute = Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
@@ -205,7 +235,13 @@ impl Context {
             context: null_mut(),
             lost: OnceLock::new(),
             taken: Taken::default(),
+            staging: Staging::default(),
         }
+    }
+
+    /// Whether nothing is behind it: the driver does nothing.
+    pub(super) fn is_idle(&self) -> bool {
+        self.context.is_null()
     }
 
     /// Makes this the thread's current context until the guard is dropped, then the one that was.
@@ -225,7 +261,7 @@ impl Context {
     pub(super) fn check(&self, what: &str, status: Status) -> Result<()> {
         let Err(code) = status else { return Ok(()) };
         if code == Code::OUT_OF_MEMORY {
-            return Err(Error::OutOfDeviceMemory { what: what.into(), need: 0, free: 0 });
+            return Err(Error::OutOfDeviceMemory { what: what.into(), need: 0, free: 0, budget: None });
         }
         let error = failed(&self.api, what, code);
         if let Error::DeviceLost(why) = &error {
@@ -282,9 +318,11 @@ impl Drop for Context {
         if self.context.is_null() {
             return;
         }
-        // SAFETY: both are ours; nobody uses them any more. Failures leave nothing to be done.
+        // SAFETY: all are ours; nobody uses them any more. Failures leave nothing to be done.
         unsafe {
             if !self.stream.is_null() && self.api.cuCtxPushCurrent_v2(self.context).is_ok() {
+                let _ = self.api.cuStreamSynchronize(self.stream);
+                std::mem::take(&mut self.staging).free(self);
                 let _ = self.api.cuStreamDestroy_v2(self.stream);
                 let _ = self.api.cuCtxPopCurrent_v2(&mut null_mut());
             }

@@ -219,8 +219,25 @@ impl Kernels {
         unsafe { self.unpack_exact.launch(&self.context, grid, &mut arguments) }
     }
 
-    /// The weights `[n, k]` as int8 codes at `wq` with row scales at `ws`, from a checkpoint's packed 4-bit codes
-    /// and group scales, and for NVFP4 the channels' scales.
+    /// The row scales, at `ws`, of the weights `[n, k]` as int8, from a checkpoint's packed 4-bit codes and group scales,
+    /// and for NVFP4 the channels' scales.
+    pub(super) fn unpack_scales(
+        &self,
+        [codes, scales]: [u64; 2],
+        channels: Option<u64>,
+        ws: u64,
+        [n, k]: [usize; 2],
+    ) -> Result<()> {
+        let (rows, k) = (n as u32 / 128, k as i32);
+        let grid = Grid { blocks: [rows, 1, 1], threads: 128, shared_bytes: 0 };
+        let kernel = if channels.is_none() { self.unpack_scales } else { self.unpack_nvfp4_scales };
+        let from = [argument(&codes), argument(&scales)].into_iter().chain(channels.as_ref().map(argument));
+        let mut arguments: Vec<_> = from.chain([argument(&ws), argument(&k)]).collect();
+        // SAFETY: (codes, scales, [channels,] ws, k)
+        unsafe { kernel.launch(&self.context, grid, &mut arguments) }
+    }
+
+    /// The weights `[n, k]` as int8 codes at `wq`, for the row scales at `ws`, from what [`Self::unpack_scales`] takes.
     pub(super) fn unpack(
         &self,
         [codes, scales]: [u64; 2],
@@ -229,20 +246,12 @@ impl Kernels {
         [n, k]: [usize; 2],
     ) -> Result<()> {
         let (rows, groups, k) = (n as u32 / 128, k as u32 / 64, k as i32);
-        let by_row = Grid { blocks: [rows, 1, 1], threads: 128, shared_bytes: 0 };
-        let by_tile = Grid { blocks: [groups, rows, 1], threads: 256, shared_bytes: 0 };
-        let (scales_kernel, kernel) = match channels {
-            None => (self.unpack_scales, self.unpack),
-            Some(_) => (self.unpack_nvfp4_scales, self.unpack_nvfp4),
-        };
-        let channels = channels.as_ref().map(argument);
-        let from = || [argument(&codes), argument(&scales)].into_iter().chain(channels);
-        let mut arguments: Vec<_> = from().chain([argument(&ws), argument(&k)]).collect();
-        // SAFETY: (codes, scales, [channels,] ws, k)
-        unsafe { scales_kernel.launch(&self.context, by_row, &mut arguments) }?;
-        let mut arguments: Vec<_> = from().chain([argument(&ws), argument(&wq), argument(&k)]).collect();
+        let grid = Grid { blocks: [groups, rows, 1], threads: 256, shared_bytes: 0 };
+        let kernel = if channels.is_none() { self.unpack } else { self.unpack_nvfp4 };
+        let from = [argument(&codes), argument(&scales)].into_iter().chain(channels.as_ref().map(argument));
+        let mut arguments: Vec<_> = from.chain([argument(&ws), argument(&wq), argument(&k)]).collect();
         // SAFETY: (codes, scales, [channels,] ws, wq, k)
-        unsafe { kernel.launch(&self.context, by_tile, &mut arguments) }
+        unsafe { kernel.launch(&self.context, grid, &mut arguments) }
     }
 
     /// A 4-bit linear.

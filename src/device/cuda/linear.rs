@@ -8,7 +8,7 @@ use super::memory::Range;
 use super::tensor::Elements;
 use super::{Cuda, Tensor, linear4, linear8, w4a16};
 use crate::Result;
-use crate::ops::{Activation, Codes, LinearSource, SvdqSource};
+use crate::ops::{Activation, Codes, LinearSource, SvdqSource, Usage};
 
 /// The weights of a linear.
 pub struct Linear {
@@ -91,11 +91,11 @@ pub(super) enum Epilogue {
 }
 
 impl Cuda {
-    pub(super) fn load(&self, source: &LinearSource<'_>) -> Result<Linear> {
+    pub(super) fn load(&self, usage: Usage, source: &LinearSource<'_>) -> Result<Linear> {
         let [n, k] = source.shape();
         let weights = match source {
-            LinearSource::Dense(source) => Weights::Dense(Dense::load(self, source)?),
-            LinearSource::Awq(source) => Weights::Awq(Awq::load(self, source)?),
+            LinearSource::Dense(source) => Weights::Dense(Dense::load(self, usage, source)?),
+            LinearSource::Awq(source) => Weights::Awq(Awq::load(self, usage, source)?),
             LinearSource::Svdq(source) => self.load_svdq(source)?,
         };
         Ok(Linear { n, k, weights })

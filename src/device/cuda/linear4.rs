@@ -72,7 +72,7 @@ impl Weights {
             bias: matrix(pack::unpack_vector(&source.bias))?,
             reciprocal: cuda.constant(&reciprocal)?,
             rank,
-            down: matrix(pack::unpack_lora_down(&source.lora_down, k, rank))?,
+            down: cuda.constant_of(rank * k, || pack::unpack_lora_down_bf16(&source.lora_down, k, rank))?,
             down_packed: cuda.constant(&source.lora_down)?,
             up: cuda.constant(&source.lora_up)?,
             unsigned,

@@ -6,6 +6,7 @@ use super::hopper::{self, Kernels, Quantized};
 use super::linear::{Epilogue, Target};
 use super::memory::Range;
 use super::quantize::QuantizeParams;
+use super::stored::Residency;
 use crate::Result;
 use crate::ops::{Codes, Profile, SvdqSource};
 use crate::weights::pack;
@@ -15,9 +16,7 @@ pub(super) struct Weights {
     profile: Profile,
     n: usize,
     k: usize,
-    /// As [`hopper::Weights`] has them
-    codes: Range,
-    scales: Range,
+    held: Held,
     /// `[n]` bf16
     bias: Range,
     /// `[k]` f32: 1 / smooth
@@ -29,6 +28,40 @@ pub(super) struct Weights {
     up: Range,
     /// The input comes from a GELU, whose results are shifted.
     pub(super) unsigned: bool,
+}
+
+/// The codes of all weights, and their scales.
+enum Held {
+    /// As [`hopper::Weights`] has them.
+    Ready([Range; 2]),
+    /// As the checkpoint has them: they are unpacked for each product.
+    Packed(Packed),
+}
+
+struct Packed {
+    codes: Range,
+    scales: Range,
+    /// NVFP4: `[n]` f32
+    channels: Option<Range>,
+    /// W4A8: `[n]` f32, of the int8 codes
+    row_scales: Option<Range>,
+}
+
+impl Packed {
+    /// Unpacks to `codes`, and in W4A4 to `scales`; those of W4A8 are there already.
+    fn unpack(
+        &self,
+        cuda: &Cuda,
+        profile: Profile,
+        [codes, scales]: [&Range; 2],
+        shape: [usize; 2],
+    ) -> Result<()> {
+        let (from, to) = ([self.codes.at(), self.scales.at()], [codes.at(), scales.at()]);
+        match profile {
+            Profile::W4A4 => kernels(cuda).unpack_exact(from, to, shape),
+            _ => kernels(cuda).unpack(from, self.channels.as_ref().map(Range::at), to, shape),
+        }
+    }
 }
 
 /// Rows made ready for a linear.
@@ -54,31 +87,47 @@ impl Weights {
         if !unsigned {
             kernels(cuda).quantizer(profile).check(k)?;
         }
-        let (qweight, wscales) = (cuda.staged(&source.qweight)?, cuda.staged(&source.wscales)?);
-        let channels = match &source.codes {
-            Codes::Int4 => None,
-            Codes::Fp4 { channel_scales } => Some(cuda.staged(channel_scales)?),
+        // Packed weights are temporaries if they are unpacked for good.
+        let for_good = cuda.residency == Residency::Ready;
+        let place = |bytes: &[u8]| if for_good { cuda.staged(bytes) } else { cuda.constant(bytes) };
+        let mut packed = Packed {
+            codes: place(&source.qweight)?,
+            scales: place(&source.wscales)?,
+            channels: match &source.codes {
+                Codes::Int4 => None,
+                Codes::Fp4 { channel_scales } if for_good => Some(cuda.staged(channel_scales)?),
+                Codes::Fp4 { channel_scales } => Some(cuda.constant(channel_scales)?),
+            },
+            row_scales: None,
         };
-        let groups = if profile == Profile::W4A4 { k / 64 } else { 1 };
-        let (codes, scales) = (cuda.weights.take(n * k)?, cuda.weights.take(n * groups * 4)?);
-        let (packed, unpacked) = ([qweight.at(), wscales.at()], [codes.at(), scales.at()]);
-        match profile {
-            Profile::W4A4 => kernels(cuda).unpack_exact(packed, unpacked, [n, k])?,
-            _ => kernels(cuda).unpack(packed, channels.as_ref().map(Range::at), unpacked, [n, k])?,
+        if profile != Profile::W4A4 {
+            let (from, scales) = ([packed.codes.at(), packed.scales.at()], cuda.weights.take(n * 4)?);
+            let channels = packed.channels.as_ref().map(Range::at);
+            kernels(cuda).unpack_scales(from, channels, scales.at(), [n, k])?;
+            packed.row_scales = Some(scales);
         }
-        let reciprocal: Vec<f32> = pack::unpack_vector(&source.smooth).iter().map(|v| 1.0 / v).collect();
-        let matrix = |values: Vec<f32>| cuda.constant(&pack::f32_to_bf16(&values));
+        let held = if for_good {
+            let codes = cuda.weights.take(n * k)?;
+            let scales = match packed.row_scales.take() {
+                Some(scales) => scales,
+                None => cuda.weights.take(n * k / 64 * 4)?,
+            };
+            packed.unpack(cuda, profile, [&codes, &scales], [n, k])?;
+            Held::Ready([codes, scales])
+        } else {
+            Held::Packed(packed)
+        };
+        let reciprocal = || pack::unpack_vector(&source.smooth).iter().map(|v| 1.0 / v).collect::<Vec<f32>>();
         Ok(Weights {
             profile,
             n,
             k,
-            codes,
-            scales,
-            bias: matrix(pack::unpack_vector(&source.bias))?,
-            reciprocal: cuda.constant(&reciprocal)?,
+            held,
+            bias: cuda.constant_of(2 * n, || pack::f32_to_bf16(&pack::unpack_vector(&source.bias)))?,
+            reciprocal: cuda.constant_of(k, reciprocal)?,
             rank,
-            down: matrix(pack::unpack_lora_down(&source.lora_down, k, rank))?,
-            up: matrix(pack::unpack_lora_up(&source.lora_up, n, rank))?,
+            down: cuda.constant_of(rank * k, || pack::unpack_lora_down_bf16(&source.lora_down, k, rank))?,
+            up: cuda.constant_of(n * rank, || pack::unpack_lora_up_bf16(&source.lora_up, n, rank))?,
             unsigned,
         })
     }
@@ -138,7 +187,23 @@ impl Weights {
     }
 
     fn product(&self, cuda: &Cuda, x: &Rows, epilogue: &Epilogue) -> Result<()> {
-        let Weights { profile, n, k, rank, ref codes, ref scales, ref bias, ref up, unsigned, .. } = *self;
+        let Weights { profile, n, k, rank, ref bias, ref up, unsigned, .. } = *self;
+        let (unpacked, group_scales);
+        let [codes, scales] = match &self.held {
+            Held::Ready(ready) => ready.each_ref(),
+            Held::Packed(packed) => {
+                unpacked = cuda.temporary(n * k)?;
+                let scales = match &packed.row_scales {
+                    Some(scales) => scales,
+                    None => {
+                        group_scales = cuda.temporary(n * k / 64 * 4)?;
+                        &group_scales
+                    }
+                };
+                packed.unpack(cuda, profile, [&unpacked, scales], [n, k])?;
+                [&unpacked, scales]
+            }
+        };
         let weights = hopper::Weights { profile, n, k, rank, codes, scales, bias, up };
         let Rows { count, ref codes, ref scales, ref lora } = *x;
         let x = Quantized { rows: count, codes, scales, lora, unsigned };

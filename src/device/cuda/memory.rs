@@ -171,24 +171,31 @@ pub(super) struct Gap {
 
 impl Chunk {
     fn allocate(context: &Arc<Context>, len: usize, purpose: &str) -> Result<Self> {
+        let full = |budget| {
+            let [free, _] = context.memory()?;
+            Err(Error::OutOfDeviceMemory { what: purpose.into(), need: len as u64, free, budget })
+        };
+        if let Err(left) = context.taken.add(len as u64) {
+            return full(Some(left));
+        }
+        let mut chunk = Chunk::new(context, 0, len);
         let current = context.enter()?;
-        let mut base = 0;
         // SAFETY: `base` lives; `drop` gives the memory back.
-        match unsafe { context.api.cuMemAlloc_v2(&mut base, len) } {
+        match unsafe { context.api.cuMemAlloc_v2(&mut chunk.base, len) } {
             Err(Code::OUT_OF_MEMORY) => {
-                drop(current);
-                let [free, _] = context.memory()?;
-                Err(Error::OutOfDeviceMemory { what: purpose.into(), need: len as u64, free })
+                drop((current, chunk));
+                full(context.taken.budget())
             }
             result => {
                 context.check("cuMemAlloc", result)?;
-                Ok(Chunk::new(context, base, len))
+                chunk.gaps[0].at = chunk.base;
+                Ok(chunk)
             }
         }
     }
 
+    /// `len` bytes at `base`, of which the context has taken note.
     fn new(context: &Arc<Context>, base: CUdeviceptr, len: usize) -> Self {
-        context.taken.add(len as u64);
         Chunk { context: context.clone(), base, len, used: 0, gaps: vec![Gap { at: base, len }] }
     }
 
@@ -222,11 +229,14 @@ impl Chunk {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
+        self.context.taken.subtract(self.len as u64);
+        if self.base == 0 {
+            return;
+        }
         let _current = self.context.enter();
         // SAFETY: no range of it is left; the driver waits for work that still uses it. On a context that
         // is lost the memory is, too.
         let _ = unsafe { self.context.api.cuMemFree_v2(self.base) };
-        self.context.taken.subtract(self.len as u64);
     }
 }
 
@@ -254,13 +264,12 @@ impl Range {
         let fits = start.checked_add(bytes).is_some_and(|end| end <= self.bytes);
         assert!(fits, "{bytes} bytes from {start} on into a range of {}", self.bytes);
         let context = &self.pool.context;
-        let _current = context.enter()?;
-        let from = data.as_ptr().cast::<c_void>();
-        // SAFETY: both sides have as many bytes; the driver has read ordinary memory when the call returns.
-        let code = unsafe {
-            context.api.cuMemcpyHtoDAsync_v2(self.at + start as u64, from, bytes, context.stream())
-        };
-        context.check("cuMemcpyHtoD", code)?;
+        if context.is_idle() {
+            return Ok(());
+        }
+        // SAFETY: the bytes of plain numbers.
+        let data = unsafe { std::slice::from_raw_parts(data.as_ptr().cast::<u8>(), bytes) };
+        context.staging.upload(context, self.at + start as u64, data)?;
         context.mark(Some(Task::bytes(c"upload", bytes)))
     }
 

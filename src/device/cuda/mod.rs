@@ -22,10 +22,11 @@ mod linear8;
 mod memory;
 mod profile;
 mod quantize;
+mod staging;
+mod stored;
 mod tensor;
 mod w4a16;
 
-use std::borrow::Cow;
 use std::ops::Range as Rows;
 use std::sync::Arc;
 
@@ -36,14 +37,14 @@ use graph::Graphs;
 use linear::{Bf16, Target};
 pub use linear::{Input, Linear};
 use memory::{Pool, Range};
+use stored::Residency;
 use tensor::Elements;
 pub use tensor::Tensor;
 
 use crate::ops::{
     Activation, Attention, Chunk, ConvSource, Device, KernelTime, Layer, LinearSource, LowRankSource, Mask,
-    Norm, Profile, QkNormRope,
+    Norm, Profile, QkNormRope, Usage,
 };
-use crate::weights::pack;
 use crate::{Error, Result};
 
 /// Weights come from the driver in chunks of this many bytes, temporaries likewise.
@@ -148,6 +149,12 @@ impl Gpu {
         self.0.context.memory().map(|[free, _]| free)
     }
 
+    /// Limits the bytes of the GPU's memory that weights and temporaries of this context take; 0 is no limit. What is
+    /// taken already stays.
+    pub fn set_memory_budget(&self, bytes: u64) {
+        self.0.context.taken.set_budget(bytes);
+    }
+
     /// Bytes of the GPU's memory that weights and temporaries of this context take now, and the most that they ever
     /// took. What the driver needs for itself comes on top.
     pub fn taken_memory(&self) -> [u64; 2] {
@@ -162,6 +169,7 @@ pub struct Cuda {
     temporaries: Arc<Pool>,
     graphs: Graphs,
     profile: Profile,
+    residency: Residency,
 }
 
 /// A low-rank update: this version has no kernels for them, so there is none.
@@ -186,19 +194,25 @@ impl Cuda {
     pub fn new(gpu: Gpu, profile: Profile) -> Self {
         let pool = |chunk_bytes, purpose| Pool::new(gpu.0.context.clone(), chunk_bytes, purpose);
         let (weights, temporaries) = (pool(WEIGHT_CHUNK, "weights"), pool(TEMPORARY_CHUNK, "temporaries"));
-        Self::with(gpu.0, weights, temporaries, profile)
+        Self::with(gpu.0, weights, temporaries, profile, Residency::Ready)
     }
 
-    /// A device like this one that computes nothing and counts the memory that it would need.
-    fn idle(&self) -> Result<Self> {
+    /// A device that computes nothing and counts the memory that this one would need if it kept weights so.
+    fn idle(&self, residency: Residency) -> Result<Self> {
         let gpu = Arc::new(Opened::new(self.gpu.context.idle())?);
         let [weights, temporaries] = [(); 2].map(|()| Pool::idle(gpu.context.clone()));
-        Ok(Self::with(gpu, weights, temporaries, self.profile))
+        Ok(Self::with(gpu, weights, temporaries, self.profile, residency))
     }
 
-    fn with(gpu: Arc<Opened>, weights: Arc<Pool>, temporaries: Arc<Pool>, profile: Profile) -> Self {
+    fn with(
+        gpu: Arc<Opened>,
+        weights: Arc<Pool>,
+        temporaries: Arc<Pool>,
+        profile: Profile,
+        residency: Residency,
+    ) -> Self {
         let graphs = Graphs::new(&gpu.context, &temporaries, &weights);
-        Cuda { gpu, weights, temporaries, graphs, profile }
+        Cuda { gpu, weights, temporaries, graphs, profile, residency }
     }
 
     /// Bytes of weights and of temporaries on the GPU.
@@ -213,13 +227,11 @@ impl Cuda {
         Ok(range)
     }
 
-    /// `parts` among the weights, one after the other.
-    fn constants(&self, parts: &[Cow<'_, [u8]>]) -> Result<Range> {
-        let range = self.weights.take(parts.iter().map(|part| part.len()).sum())?;
-        let mut start = 0;
-        for part in parts {
-            range.write_at(start, part)?;
-            start += part.len();
+    /// The `count` elements that `make` gives, among the weights. An idle device does not ask for them.
+    fn constant_of<T: Copy>(&self, count: usize, make: impl FnOnce() -> Vec<T>) -> Result<Range> {
+        let range = self.weights.take(count * size_of::<T>())?;
+        if !self.gpu.context.is_idle() {
+            range.write(&make())?;
         }
         Ok(range)
     }
@@ -269,6 +281,19 @@ impl Cuda {
     }
 }
 
+/// `[n, taps, c]` bf16 of `[n, c, taps]`.
+fn taps_first(weight: &[f32], c: usize, taps: usize) -> Vec<u16> {
+    let mut turned = vec![0; weight.len()];
+    for (to, filter) in turned.chunks_exact_mut(c * taps).zip(weight.chunks_exact(c * taps)) {
+        for (channel, from) in filter.chunks_exact(taps).enumerate() {
+            for (tap, &value) in from.iter().enumerate() {
+                to[tap * c + channel] = half::bf16::from_f32(value).to_bits();
+            }
+        }
+    }
+    turned
+}
+
 /// The part of its table that a chunk is.
 fn slice(chunk: &Chunk<'_, Cuda>) -> Elements {
     chunk.table.at(chunk.row, chunk.start)
@@ -281,15 +306,46 @@ impl Device for Cuda {
     type Input = Input;
     type Conv = Conv;
 
+    fn fit<T>(
+        &mut self,
+        load: impl Fn(&Self) -> Result<T>,
+        run: impl Fn(&Self, &T) -> Result<()>,
+    ) -> Result<()> {
+        let context = &self.gpu.context;
+        let [free, _] = context.memory()?;
+        let budget = context.taken.budget();
+        // Others use the GPU as well, and the driver rounds up.
+        let room = (free - free / 32).min(budget.unwrap_or(u64::MAX));
+        let mut need = 0;
+        for residency in Residency::ALL {
+            let idle = self.idle(residency)?;
+            let loaded = load(&idle)?;
+            let (weights, temporaries) = (idle.weights.used(), idle.temporaries.used());
+            run(&idle, &loaded)?;
+            need = (weights + idle.temporaries.used()) as u64;
+            if need <= room {
+                self.residency = residency;
+                self.weights.reserve(weights)?;
+                return self.temporaries.reserve(temporaries);
+            }
+        }
+        let what = "the model, with as much of it as can be in the host's memory".into();
+        Err(Error::OutOfDeviceMemory { what, need, free, budget })
+    }
+
     fn reserve(&self, work: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
-        let idle = self.idle()?;
+        let idle = self.idle(self.residency)?;
         work(&idle)?;
         self.weights.reserve(idle.weights.used())?;
         self.temporaries.reserve(idle.temporaries.used())
     }
 
     fn load_linear(&self, source: &LinearSource<'_>) -> Result<Linear> {
-        self.load(source)
+        self.load_linear_for(Usage::Step, source)
+    }
+
+    fn load_linear_for(&self, usage: Usage, source: &LinearSource<'_>) -> Result<Linear> {
+        self.load(usage, source)
     }
 
     fn load_low_rank(&self, _: &LowRankSource) -> Result<LowRank> {
@@ -299,15 +355,11 @@ impl Device for Cuda {
     fn load_conv(&self, source: &ConvSource) -> Result<Conv> {
         let &ConvSource { n, c, kernel, stride, upsample, .. } = source;
         let taps = kernel * kernel;
-        let mut weight = Vec::with_capacity(source.weight.len());
-        for filter in source.weight.chunks_exact(c * taps) {
-            weight.extend((0..taps).flat_map(|tap| (0..c).map(move |channel| filter[channel * taps + tap])));
-        }
         if kernel == 1 && (stride != 1 || upsample) {
             return Err(Error::Unsupported("a 1x1 convolution that changes the image's size".into()));
         }
         Ok(Conv {
-            weight: self.constant(&pack::f32_to_bf16(&weight))?,
+            weight: self.constant_of(n * taps * c, || taps_first(&source.weight, c, taps))?,
             bias: self.constant(&source.bias)?,
             n,
             c,

@@ -47,7 +47,6 @@ impl Weights {
     pub(super) fn load(cuda: &Cuda, source: &SvdqSource<'_>) -> Result<Self> {
         let SvdqSource { n, k, rank, unsigned, .. } = *source;
         let reciprocal: Vec<f32> = pack::unpack_vector(&source.smooth).iter().map(|v| 1.0 / v).collect();
-        let matrix = |values: Vec<f32>| cuda.constant(&pack::f32_to_bf16(&values));
         let weights = Weights {
             n,
             k,
@@ -60,8 +59,8 @@ impl Weights {
             reciprocal: cuda.constant(&reciprocal)?,
             bias: cuda.constant(&pack::unpack_vector(&source.bias))?,
             rank,
-            down: matrix(pack::unpack_lora_down(&source.lora_down, k, rank))?,
-            up: matrix(pack::unpack_lora_up(&source.lora_up, n, rank))?,
+            down: cuda.constant_of(rank * k, || pack::unpack_lora_down_bf16(&source.lora_down, k, rank))?,
+            up: cuda.constant_of(n * rank, || pack::unpack_lora_up_bf16(&source.lora_up, n, rank))?,
         };
         if unsigned {
             weights.add_shift(cuda)?;

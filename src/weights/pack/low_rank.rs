@@ -8,68 +8,95 @@ use half::bf16;
 
 /// `A`, row-major `[rank][k]`. `k` and `rank` are multiples of 16.
 pub fn unpack_lora_down(bytes: &[u8], k: usize, rank: usize) -> Vec<f32> {
-    unpack(bytes, k, rank, |channel, r, row, col| (r + row) * k + channel + col)
+    unpack(bytes, Places::down(k, rank), bf16::to_f32)
+}
+
+/// [`unpack_lora_down`] as the bf16 that are stored.
+pub fn unpack_lora_down_bf16(bytes: &[u8], k: usize, rank: usize) -> Vec<u16> {
+    unpack(bytes, Places::down(k, rank), bf16::to_bits)
 }
 
 /// The inverse of [`unpack_lora_down`].
 pub fn pack_lora_down(a: &[f32], k: usize, rank: usize) -> Vec<u8> {
-    pack(a, k, rank, |channel, r, row, col| (r + row) * k + channel + col)
+    pack(a, Places::down(k, rank))
 }
 
 /// `B`, row-major `[n][rank]`. `n` and `rank` are multiples of 16.
 pub fn unpack_lora_up(bytes: &[u8], n: usize, rank: usize) -> Vec<f32> {
-    unpack(bytes, n, rank, |channel, r, row, col| (channel + row) * rank + r + col)
+    unpack(bytes, Places::up(n, rank), bf16::to_f32)
+}
+
+/// [`unpack_lora_up`] as the bf16 that are stored.
+pub fn unpack_lora_up_bf16(bytes: &[u8], n: usize, rank: usize) -> Vec<u16> {
+    unpack(bytes, Places::up(n, rank), bf16::to_bits)
 }
 
 /// The inverse of [`unpack_lora_up`].
 pub fn pack_lora_up(b: &[f32], n: usize, rank: usize) -> Vec<u8> {
-    pack(b, n, rank, |channel, r, row, col| (channel + row) * rank + r + col)
+    pack(b, Places::up(n, rank))
 }
 
-/// `at(channel, r, row, col)` is the matrix element at `(row, col)` of the fragment that begins there.
-fn unpack(
-    bytes: &[u8],
+/// Where the stored elements lie in the matrix.
+struct Places {
     channels: usize,
     rank: usize,
-    at: impl Fn(usize, usize, usize, usize) -> usize,
-) -> Vec<f32> {
-    assert_eq!(bytes.len(), channels * rank * 2);
-    let mut matrix = vec![0.0; channels * rank];
-    let stored = bytes.as_chunks::<2>().0;
-    for_each(channels, rank, |i, channel, r, row, col| {
-        matrix[at(channel, r, row, col)] = bf16::from_le_bytes(stored[i]).to_f32();
-    });
+    /// Between the first elements of fragments that are neighbours by channels, and by ranks.
+    steps: [usize; 2],
+    /// From the first element of a fragment to each that is stored.
+    within: [usize; 256],
+}
+
+impl Places {
+    fn down(k: usize, rank: usize) -> Self {
+        Self::new(k, rank, [1, k], k)
+    }
+
+    fn up(n: usize, rank: usize) -> Self {
+        Self::new(n, rank, [rank, 1], rank)
+    }
+
+    /// For rows of `pitch` elements.
+    fn new(channels: usize, rank: usize, [by_channel, by_rank]: [usize; 2], pitch: usize) -> Self {
+        assert!(channels.is_multiple_of(16) && rank.is_multiple_of(16), "[{channels}, {rank}] is not in 16s");
+        let within = std::array::from_fn(|i| {
+            let (lane, slot) = (i / 8, i % 8);
+            let row = lane / 4 + slot / 4 * 8;
+            let col = lane % 4 * 2 + slot / 2 % 2 * 8 + slot % 2;
+            row * pitch + col
+        });
+        Places { channels, rank, steps: [16 * by_channel, 16 * by_rank], within }
+    }
+
+    fn count(&self) -> usize {
+        self.channels * self.rank
+    }
+
+    /// The first element of each fragment, in the order in which they are stored.
+    fn fragments(&self) -> impl Iterator<Item = usize> {
+        let [by_channel, by_rank] = self.steps;
+        let ranks = self.rank / 16;
+        (0..self.channels / 16).flat_map(move |c| (0..ranks).map(move |r| c * by_channel + r * by_rank))
+    }
+}
+
+fn unpack<T: Copy + Default>(bytes: &[u8], places: Places, value: impl Fn(bf16) -> T) -> Vec<T> {
+    assert_eq!(bytes.len(), places.count() * 2);
+    let mut matrix = vec![T::default(); places.count()];
+    for (first, stored) in places.fragments().zip(bytes.as_chunks::<512>().0) {
+        for (within, &element) in places.within.iter().zip(stored.as_chunks::<2>().0) {
+            matrix[first + within] = value(bf16::from_le_bytes(element));
+        }
+    }
     matrix
 }
 
-fn pack(
-    matrix: &[f32],
-    channels: usize,
-    rank: usize,
-    at: impl Fn(usize, usize, usize, usize) -> usize,
-) -> Vec<u8> {
-    assert_eq!(matrix.len(), channels * rank);
-    let mut bytes = vec![0; channels * rank * 2];
-    let stored = bytes.as_chunks_mut::<2>().0;
-    for_each(channels, rank, |i, channel, r, row, col| {
-        stored[i] = bf16::from_f32(matrix[at(channel, r, row, col)]).to_le_bytes();
-    });
-    bytes
-}
-
-/// Calls `f(i, channel, r, row, col)` for every stored element `i`, in order.
-fn for_each(channels: usize, rank: usize, mut f: impl FnMut(usize, usize, usize, usize, usize)) {
-    assert!(channels.is_multiple_of(16) && rank.is_multiple_of(16), "[{channels}, {rank}] is not in 16s");
-    let mut fragment = 0;
-    for channel in (0..channels).step_by(16) {
-        for r in (0..rank).step_by(16) {
-            for i in 0..256 {
-                let (lane, slot) = (i / 8, i % 8);
-                let row = lane / 4 + slot / 4 * 8;
-                let col = lane % 4 * 2 + slot / 2 % 2 * 8 + slot % 2;
-                f(fragment + i, channel, r, row, col);
-            }
-            fragment += 256;
+fn pack(matrix: &[f32], places: Places) -> Vec<u8> {
+    assert_eq!(matrix.len(), places.count());
+    let mut bytes = vec![0; places.count() * 2];
+    for (first, stored) in places.fragments().zip(bytes.as_chunks_mut::<512>().0) {
+        for (within, element) in places.within.iter().zip(stored.as_chunks_mut::<2>().0) {
+            *element = bf16::from_f32(matrix[first + within]).to_le_bytes();
         }
     }
+    bytes
 }

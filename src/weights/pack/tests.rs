@@ -82,8 +82,11 @@ fn low_rank_factors_lie_where_the_formulas_say() {
             assert_eq!(element(&up, b), m[c * rank + r], "up, channel {c}, rank {r}");
         }
     }
+    let bits: Vec<u16> = m.iter().map(|&v| half::bf16::from_f32(v).to_bits()).collect();
     assert_eq!(unpack_lora_down(&down, channels, rank), m);
+    assert_eq!(unpack_lora_down_bf16(&down, channels, rank), bits);
     assert_eq!(unpack_lora_up(&up, channels, rank), m);
+    assert_eq!(unpack_lora_up_bf16(&up, channels, rank), bits);
     assert!(unpack_lora_down(&[], channels, 0).is_empty());
 }
 

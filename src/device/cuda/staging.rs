@@ -1,0 +1,180 @@
+//! Pinned host memory through which large data reach the GPU: the copy engine reads it at full speed, while the next
+//! piece is being filled.
+
+#![allow(unsafe_code, reason = "calls the driver")]
+
+use std::ffi::c_void;
+use std::mem::MaybeUninit;
+use std::ptr::null_mut;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use super::api::{CUdeviceptr, CUevent};
+use super::driver::Context;
+use crate::{Error, Result};
+
+/// Bytes of a piece, and how many there are.
+const PIECE: usize = 16 << 20;
+const PIECES: usize = 3;
+/// From so many bytes on a piece is worth its while: the driver itself stages less.
+const LEAST: usize = 64 << 10;
+/// A thread copies at least this many bytes.
+const SHARE: usize = 1 << 20;
+/// More threads than this gain nothing.
+const THREADS: usize = 8;
+
+/// The pieces of one context, made when they are first needed.
+#[derive(Default)]
+pub(super) struct Staging(Mutex<Ring>);
+
+#[derive(Default)]
+struct Ring {
+    pieces: Vec<Piece>,
+    next: usize,
+}
+
+struct Piece {
+    memory: *mut u8,
+    /// Reached when the GPU has read the piece.
+    read: CUevent,
+}
+
+// SAFETY: memory and an event of the driver's, which may be used from any thread.
+unsafe impl Send for Piece {}
+
+impl Staging {
+    /// Copies `from` to `to`, in the order of the stream. `from` has been read when this returns.
+    ///
+    /// # Errors
+    /// [`Error::OutOfHostMemory`] if there is no memory to be pinned, and the driver's.
+    pub(super) fn upload(&self, context: &Context, to: CUdeviceptr, from: &[u8]) -> Result<()> {
+        if from.len() < LEAST {
+            let _current = context.enter()?;
+            // SAFETY: the caller's range; the driver has read ordinary memory when the call returns.
+            return unsafe { copy_async(context, to, from.as_ptr(), from.len()) };
+        }
+        let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut to = to;
+        for part in from.chunks(PIECE) {
+            let _current = context.enter()?;
+            let piece = ring.next(context)?;
+            // SAFETY: a piece is longer than a part, and nobody else has it now.
+            copy(part, unsafe { std::slice::from_raw_parts_mut(piece.memory.cast(), part.len()) });
+            // SAFETY: the piece stays as it is until its event is reached.
+            unsafe {
+                copy_async(context, to, piece.memory, part.len())?;
+                let code = context.api.cuEventRecord(piece.read, context.stream());
+                context.check("cuEventRecord", code)?;
+            }
+            to += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Gives everything back. The context is current, and nothing uses the pieces any more.
+    pub(super) fn free(&mut self, context: &Context) {
+        let ring = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for piece in ring.pieces.drain(..) {
+            // SAFETY: made by `Ring::next`.
+            unsafe {
+                let _ = context.api.cuEventDestroy_v2(piece.read);
+                let _ = context.api.cuMemFreeHost(piece.memory.cast());
+            }
+        }
+    }
+}
+
+impl Ring {
+    /// A piece that may be overwritten. The context is current.
+    fn next(&mut self, context: &Context) -> Result<&Piece> {
+        let api = &context.api;
+        let i = self.next;
+        if i == self.pieces.len() {
+            let (mut memory, mut read) = (null_mut(), null_mut());
+            /// CU_EVENT_DISABLE_TIMING
+            const NO_TIMING: u32 = 2;
+            // SAFETY: both pointers live; `free` gives back what is made here.
+            unsafe {
+                if api.cuMemHostAlloc(&mut memory, PIECE, 0).is_err() {
+                    let what = "copies to the GPU".into();
+                    return Err(Error::OutOfHostMemory { what, bytes: PIECE as u64 });
+                }
+                let made = context.check("cuEventCreate", api.cuEventCreate(&mut read, NO_TIMING));
+                if made.is_err() {
+                    let _ = api.cuMemFreeHost(memory);
+                }
+                made?;
+            }
+            self.pieces.push(Piece { memory: memory.cast(), read });
+        } else {
+            // SAFETY: the event was made above.
+            context.check("cuEventSynchronize", unsafe { api.cuEventSynchronize(self.pieces[i].read) })?;
+        }
+        self.next = (i + 1) % PIECES;
+        Ok(&self.pieces[i])
+    }
+}
+
+/// # Safety
+/// `bytes` bytes can be read at `from` and written at `to`; what is pinned stays as it is until they are copied.
+unsafe fn copy_async(context: &Context, to: CUdeviceptr, from: *const u8, bytes: usize) -> Result<()> {
+    // SAFETY: the caller's.
+    let code =
+        unsafe { context.api.cuMemcpyHtoDAsync_v2(to, from.cast::<c_void>(), bytes, context.stream()) };
+    context.check("cuMemcpyHtoD", code)
+}
+
+/// Copies `from` to `to`, of the same size, with several threads: one alone is slower than the bus, above all
+/// where `from` is a file that has to be mapped page by page.
+fn copy(from: &[u8], to: &mut [MaybeUninit<u8>]) {
+    assert_eq!(from.len(), to.len());
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS);
+    let share = from.len().div_ceil(threads).max(SHARE);
+    let copy_share = |from: &[u8], to: &mut [MaybeUninit<u8>]| {
+        // SAFETY: shares of both sides are of one size, and no memory is in both.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_mut_ptr().cast(), from.len()) };
+    };
+    thread::scope(|scope| {
+        let mut parts = from.chunks(share).zip(to.chunks_mut(share));
+        let own = parts.next();
+        for (from, to) in parts {
+            scope.spawn(move || copy_share(from, to));
+        }
+        if let Some((from, to)) = own {
+            copy_share(from, to);
+        }
+    });
+}
+
+/// `parts` one after the other.
+///
+/// # Errors
+/// [`Error::OutOfHostMemory`]
+pub(super) fn concat<T: AsRef<[u8]>>(parts: &[T]) -> Result<Vec<u8>> {
+    let bytes = parts.iter().map(|part| part.as_ref().len()).sum();
+    let mut all = Vec::new();
+    if all.try_reserve_exact(bytes).is_err() {
+        let what = "weights that do not fit into the GPU's memory".into();
+        return Err(Error::OutOfHostMemory { what, bytes: bytes as u64 });
+    }
+    for part in parts {
+        let part = part.as_ref();
+        copy(part, &mut all.spare_capacity_mut()[..part.len()]);
+        // SAFETY: there was room, and `copy` filled it.
+        unsafe { all.set_len(all.len() + part.len()) };
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::concat;
+
+    #[test]
+    fn parts_are_joined() {
+        let parts: Vec<Vec<u8>> =
+            [3, 0, 5 << 20].map(|len| (0..len).map(|i| (i * 7 % 251) as u8).collect()).into();
+        assert!(concat(&parts).unwrap() == parts.concat());
+    }
+}
