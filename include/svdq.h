@@ -233,7 +233,7 @@ typedef struct svdq_model_params {
    */
   const struct svdq_source *sources;
   /**
-   * SVDQ_PROFILE_*. 0: the device's default.
+   * SVDQ_PROFILE_*. 0: what suits the device and the checkpoint. Not every GPU has every profile.
    */
   uint32_t profile;
   /**

@@ -67,7 +67,7 @@ pub struct svdq_model_params {
     /// (with a model_index.json) has them all, and an svdq-*.safetensors file in it goes before its
     /// own transformer; a part that is there besides replaces the folder's.
     pub sources: *const svdq_source,
-    /// SVDQ_PROFILE_*. 0: the device's default.
+    /// SVDQ_PROFILE_*. 0: what suits the device and the checkpoint. Not every GPU has every profile.
     pub profile: u32,
     /// 0.
     pub reserved: u32,

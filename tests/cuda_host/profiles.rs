@@ -45,12 +45,14 @@ fn every_gpu_has_its_kernels() {
     let dense_nvfp4 = ["unpack_nvfp4_bf16", "gemm_bf16_k8", "attention_d128"].as_slice();
     let own_nvfp4 = ["quantize_nvfp4", "gemm_nvfp4_gelu", "gemm_nvfp4_add", "gemm_nvfp4_qkv"].as_slice();
     for (capability, is_nvfp4, profile, expected) in [
+        ("75", false, None, Ok(int4)),
         ("80", false, None, Ok(int4)),
         ("86", false, None, Ok(int4)),
         ("89", false, None, Ok(int4)),
         ("90", false, None, Ok(hopper)),
         ("100", false, None, Ok(dense_int4)),
         ("120", false, None, Ok(dense_int4)),
+        ("75", true, None, Ok(dense_nvfp4)),
         ("80", true, None, Ok(dense_nvfp4)),
         ("89", true, None, Ok(dense_nvfp4)),
         ("90", true, None, Ok(hopper_nvfp4)),
