@@ -307,6 +307,9 @@ fn bench_says_what_it_measured() {
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&json["device"], &json["model"], &json["runs"]), (&"CPU".into(), &"demo".into(), &1.into()));
     assert!(json["peak_bytes"].is_null() && json["load_ms"].as_f64().unwrap() > 0.0);
+    assert!(
+        json["read_and_copy_ms"].as_f64().unwrap() > 0.0 && json["file_bytes"].as_u64().unwrap() > 10_000_000
+    );
     let size = &json["sizes"][0];
     assert_eq!((&size["width"], &size["height"], &size["steps"]), (&32.into(), &32.into(), &2.into()));
     assert!(size["kernels"].as_array().unwrap().is_empty());

@@ -1,7 +1,9 @@
 //! A model on a device, and images made with it.
 
+use std::hint::black_box;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::device::{LoraWeights, Pipeline};
 use super::{Context, ImageMut, Lora, StepTimes, Timings};
@@ -97,6 +99,26 @@ impl Model {
             .map(|kind| Checkpoint::open_part(files.part(kind), kind));
         let parts = Parts { transformer, clip: &clip?, t5: &t5?, vae: &vae?, folder: files.folder() };
         Self::of_parts(context, options.profile, &parts, &files.defaults())
+    }
+
+    /// How long it takes to read the tensors of the model in `options.sources` and to copy them to the device, which is what
+    /// loading it takes at least; and how many bytes they have.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn time_reading(context: &Context, options: &ModelOptions) -> Result<(Duration, u64)> {
+        let files = ModelFiles::find(&options.sources)?;
+        let (start, mut bytes) = (Instant::now(), 0);
+        for kind in PartKind::ALL {
+            let part = Checkpoint::open_part(files.part(kind), kind)?;
+            let tensors = || part.tensors().map(|tensor| tensor.bytes);
+            bytes += tensors().map(|tensor| tensor.len() as u64).sum::<u64>();
+            match &context.gpu {
+                Some(gpu) => gpu.copy(tensors())?,
+                None => tensors().for_each(|tensor| drop(black_box(tensor.to_vec()))),
+            }
+        }
+        Ok((start.elapsed(), bytes))
     }
 
     /// A model of these sizes whose weights are random: it is as fast as a real one.

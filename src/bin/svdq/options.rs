@@ -94,8 +94,12 @@ impl ModelArgs {
 
     /// Loads the model for a device that is open already.
     pub(crate) fn load_into(&self, context: &Context) -> Result<Model, Failure> {
-        let options = ModelOptions { sources: self.sources()?, profile: self.profile };
-        Ok(Model::load(context, &options)?)
+        Ok(Model::load(context, &self.model_options()?)?)
+    }
+
+    /// What to load.
+    pub(crate) fn model_options(&self) -> Result<ModelOptions, Failure> {
+        Ok(ModelOptions { sources: self.sources()?, profile: self.profile })
     }
 
     /// Loads the LoRAs for the model that [`Self::load`] gave.

@@ -155,6 +155,16 @@ impl Gpu {
         self.0.context.taken.set_budget(bytes);
     }
 
+    /// Copies `parts` to the GPU, one over the other, and waits until they are there.
+    ///
+    /// # Errors
+    /// [`Error::OutOfDeviceMemory`], [`Error::DeviceLost`].
+    pub fn copy<'a>(&self, parts: impl Iterator<Item = &'a [u8]>) -> Result<()> {
+        let range = Pool::new(self.0.context.clone(), 0, "copies").take(WEIGHT_CHUNK)?;
+        parts.flat_map(|part| part.chunks(WEIGHT_CHUNK)).try_for_each(|chunk| range.write(chunk))?;
+        self.0.context.synchronize()
+    }
+
     /// Bytes of the GPU's memory that weights and temporaries of this context take now, and the most that they ever
     /// took. What the driver needs for itself comes on top.
     pub fn taken_memory(&self) -> [u64; 2] {

@@ -18,6 +18,8 @@ pub(super) struct Bench {
     profile: String,
     runs: usize,
     load: Duration,
+    /// What it takes to read the model's files and to copy them to the device, and their bytes.
+    pub(super) reading: Option<(Duration, u64)>,
     /// Bytes of GPU memory after loading, and the most at any time.
     pub(super) memory: Option<[u64; 2]>,
     pub(super) sizes: Vec<Size>,
@@ -62,6 +64,7 @@ impl Bench {
             profile: format!("{:?}", model.info().profile),
             runs,
             load,
+            reading: None,
             memory: None,
             sizes: vec![],
         }
@@ -71,6 +74,9 @@ impl Bench {
         let Bench { device, model, profile, runs, .. } = self;
         let mut text = format!("{model} on {device}, {profile}, medians of {runs}; milliseconds\n");
         line(&mut text, "load", self.load);
+        if let Some((time, _)) = self.reading {
+            line(&mut text, "  read and copy the same bytes", time);
+        }
         if let Some([resident, peak]) = self.memory {
             let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
             let _ = writeln!(
@@ -91,6 +97,8 @@ impl Bench {
             "profile": self.profile,
             "runs": self.runs,
             "load_ms": milliseconds(self.load),
+            "read_and_copy_ms": self.reading.map(|(time, _)| milliseconds(time)),
+            "file_bytes": self.reading.map(|(_, bytes)| bytes),
             "resident_bytes": self.memory.map(|[resident, _]| resident),
             "peak_bytes": self.memory.map(|[_, peak]| peak),
             "sizes": self.sizes.iter().map(Size::json).collect::<Vec<_>>(),
