@@ -8,6 +8,7 @@
  *   FAKE_OOM_AT     the n-th allocation fails, counted from 1
  *   FAKE_NO_PINNED  no memory can be pinned
  *   FAKE_LOST_AT    the n-th launch is of a kernel that touches what it must not: its GPU is lost
+ *   FAKE_LOST_COPY  its GPU is lost in the n-th copy from the host
  *   FAKE_INIT       what cuInit returns; default 0
  *
  * The file also has a line `kernel NAME COUNT` for every kernel that was launched.
@@ -213,7 +214,9 @@ R cuMemHostAlloc(void **at, size_t bytes, unsigned flags) {
 R cuMemFreeHost(void *at) { return free(at), (void)pinned--, OK; }
 R cuMemcpyHtoDAsync_v2(P to, const void *from, size_t bytes, void *stream) {
     ENTER();
+    static _Atomic long copies;
     if (!stream || recording || inside(to, bytes)) return refuse(INVALID_VALUE);
+    if (++copies == setting("FAKE_LOST_COPY", 0)) return (void)(lost[current()] = 1), ILLEGAL_ADDRESS;
     return memcpy((void *)(uintptr_t)to, from, bytes), OK;
 }
 R cuMemcpyDtoHAsync_v2(void *to, P from, size_t bytes, void *stream) {

@@ -226,8 +226,10 @@ fn every_allocation_may_fail() {
 #[test]
 #[cfg_attr(not(svdq_kernels), ignore = "this build has no GPU kernels")]
 fn a_gpu_may_be_lost() {
-    for launch in ["1", "50", "200"] {
-        let (output, counts) = traced("lost", &[("FAKE_LOST_AT", launch)]);
+    let launches = ["1", "50", "200"].map(|n| ("FAKE_LOST_AT", n));
+    let copies = ["1", "100", "300"].map(|n| ("FAKE_LOST_COPY", n));
+    for setting in launches.into_iter().chain(copies) {
+        let (output, counts) = traced("lost", &[setting]);
         fails(&output, "the GPU was lost: ");
         assert!(counts["pushed"] == 0 && counts["wrong"] == 0, "{counts:?}");
     }
