@@ -102,7 +102,7 @@ impl Model {
     }
 
     /// How long it takes to read the tensors of the model in `options.sources` and to copy them to the device, which is what
-    /// loading it takes at least; and how many bytes they have.
+    /// loading it takes at least; and how many bytes they have. On a GPU it takes memory for a while.
     ///
     /// # Errors
     /// As [`Model::load`].

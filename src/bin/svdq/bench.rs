@@ -62,10 +62,6 @@ fn measure(
 ) -> Result<Bench, Failure> {
     let sizes = if random_weights { Some(random(args)?) } else { None };
     let context = args.context()?;
-    let reading = match &sizes {
-        Some(_) => None,
-        None => Some(Model::time_reading(&context, &args.model_options()?)?),
-    };
     let begin = Instant::now();
     let model = match &sizes {
         Some(sizes) => Model::random(&context, sizes, args.profile())?,
@@ -82,8 +78,10 @@ fn measure(
         let params = GenerateParams { width: or(params.width), height: or(params.height), ..params.clone() };
         bench.sizes.push(measure_size(&model, &params, runs, start)?);
     }
-    bench.reading = reading;
     bench.memory = resident.zip(context.gpu_memory()).map(|(resident, [_, peak])| [resident, peak]);
+    if !random_weights {
+        bench.reading = Some(Model::time_reading(&context, &args.model_options()?)?);
+    }
     Ok(bench)
 }
 
