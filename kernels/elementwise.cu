@@ -19,3 +19,12 @@ extern "C" __global__ void __launch_bounds__(256) to_rgb8(Elements from, u8* to,
     const long long i = blockIdx.x * 256ll + threadIdx.x;
     if (i < count) to[i] = static_cast<u8>(rintf(255.0f * fminf(fmaxf(fmaf(from.load(i), 0.5f, 0.5f), 0.0f), 1.0f)));
 }
+
+// to[i] = (from[i] or 0) + strength * update[i - first], the last for first <= i < last only
+extern "C" __global__ void __launch_bounds__(256)
+    add_bias(Elements from, Elements to, const float* update, int count, int first, int last, float strength) {
+    const int i = blockIdx.x * 256 + threadIdx.x;
+    if (i >= count) return;
+    const float v = from.data ? from.load(i) : 0.0f;
+    to.store(i, first <= i && i < last ? fmaf(strength, update[i - first], v) : v);
+}

@@ -1,5 +1,5 @@
 // Dense linears, bf16 in, f32 sums:
-//   out[m,n] = act(sum_k x[m,k] w[n,k] + bias[n] + before[m,n]) * by[m,n] * gate[n] + add[m,n]
+//   out[m,n] = act(scale * sum_k x[m,k] w[n,k] + bias[n] + before[m,n]) * by[m,n] * gate[n] + add[m,n]
 // where bias, before (low-rank updates), by (T5's gated GELU), gate and add (the residual, usually `out` itself) may be
 // absent.
 #include "common/product_bf16.cuh"

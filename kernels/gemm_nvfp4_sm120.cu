@@ -26,17 +26,17 @@ struct GemmNvfp4Params {
     const uint4* ws;          // scales of [n, k/16], in Nunchaku's packing
     const float* channels;    // [n], wtscale * wcscales
     const bf16* lora;         // [m, rank]
-    const uint4* up;          // of [n, rank]
     const bf16* bias;         // [n]
     bf16* out;                // STORE, QKV, ADD: [m, n]
     const bf16* columns;      // ADD: gate [n]. QKV: norm weights of q, then k, [2, 128]
     const u32* rope;          // QKV: [m, 64], cos (low half) and sin of a pair in fp16
     const float* reciprocal;  // GELU: 1 / smooth of the next layer [n]
-    const uint4* down;        // GELU: the next layer's of [next_rank, n]
     uint4* next_x;            // GELU: codes of [m, n]
     u32* next_scales;         // GELU: [n/64, rows]
     float* next_lora;         // GELU: [n/128, m, next_rank], to be summed over the first axis
-    int m, n, k, rank, next_rank;
+    UpPart parts[MAX_PARTS];         // the first in Nunchaku's packing
+    DownPart next_parts[MAX_PARTS];  // GELU: the next layer's, likewise
+    int m, n, k, rank, next_rank;    // ranks: of all parts
 };
 
 namespace nvfp4 {

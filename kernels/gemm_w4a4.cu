@@ -3,8 +3,8 @@
 // over groups of 64 channels, integer sums exact, groups added up in f32; then one of four epilogues (see the entry
 // points). Compiles for later architectures too, where the 4-bit product is emulated: right, but slow.
 //
-// Operands lie in global memory as lanes want them, so that loads need no shuffling: see linear4::Codes. ws, up and
-// down are in Nunchaku's packing, as stored.
+// Operands lie in global memory as lanes want them, so that loads need no shuffling: see linear4::Codes. ws, and
+// the first part's up and down, are in Nunchaku's packing, as stored.
 //
 // Launch with 256 threads, SMEM_BYTES of shared memory, blocks of (ceil(m / 128), n / 128). n is a multiple of 128, k
 // of 64, ranks of 16, with 0 for none; pointers are aligned to 16 bytes.
@@ -16,17 +16,17 @@ struct GemmW4A4Params {
     const uint4* w;           // codes of [n, k]
     const bf16* ws;           // [n/128][k/64][128]
     const bf16* lora;         // [m, rank]
-    const uint4* up;          // of [n, rank]
     const bf16* bias;         // [n]
     bf16* out;                // STORE, QKV, ADD: [m, n]
     const bf16* columns;      // ADD: gate [n]. QKV: norm weights of q, then k, [2, 128]
     const u32* rope;          // QKV: [m, 64], cos (low half) and sin of a pair in fp16
     const float* reciprocal;  // GELU: 1 / smooth of the next layer [n]
-    const uint4* down;        // GELU: the next layer's of [next_rank, n]
     uint4* next_x;            // GELU: codes of [m, n]
     float* next_scales;       // GELU: [n/64, rows]
     float* next_lora;         // GELU: [n/128, m, next_rank], to be summed over the first axis
-    int m, n, k, rank, next_rank;
+    UpPart parts[MAX_PARTS];         // the first in Nunchaku's packing
+    DownPart next_parts[MAX_PARTS];  // GELU: the next layer's, likewise
+    int m, n, k, rank, next_rank;    // ranks: of all parts
 };
 
 namespace w4a4 {

@@ -1,18 +1,19 @@
 // The input of a 4-bit linear, in one pass over x:
 //   h         = x, or (x - mean) / sqrt(var + 1e-6) * scale + shift
-//   lora[m,r] = sum_k bf16(h[m,k]) down[r,k]
+//   lora[m,r] = strength sum_k bf16(h[m,k]) down[r,k]   for the ranks r of every part of the low-rank branch
 //   W4A8:  xq[m], xs[m]       = h[m] * reciprocal, quantised to -127..127 with one scale a row, absmax / 127
 //   W4A4:  xq[m,g], xs[g,m]   = bf16(h[m] * reciprocal), quantised to -8..7 in groups of 64, bf16(absmax / 7)
 //   W4A4 on sm_90: the same codes as e4m3 numbers
 //   NVFP4: the same, quantised to e2m1 in groups of 16, e4m3(min(absmax / 6, 448))
 // A CTA owns 16 rows or, where shared memory is short, 8; they stay in shared memory. Groups of 4 warps normalise and
 // quantise 4 rows each, so that a channel's parameters are loaded once for 4 rows; then the warps multiply all rows
-// with `down`, each half of the ranks over its part of K. Sums are taken in a fixed order, so that results do not
+// with `down`, 32 ranks at a time, each half of them over its part of K. Sums are taken in a fixed order, so that results do not
 // depend on timing.
 //
 // Launch with 32 threads a row of the CTA, smem_bytes of shared memory and ceil(m / rows) CTAs. k is a multiple of 64,
-// the rank of 16, with 0 for none; pointers are aligned to 16 bytes.
+// ranks of 16, with 0 for none; pointers are aligned to 16 bytes.
 #include "common/codes.cuh"
+#include "common/low_rank.cuh"
 #include "common/mma.cuh"
 #include "common/nvfp4.cuh"
 #include "common/types.cuh"
@@ -22,12 +23,12 @@ struct QuantizeParams {
     const bf16* scale;        // [k], holding its 1 +; null for no norm
     const bf16* shift;        // [k]
     const float* reciprocal;  // [k], 1 / smooth
-    const bf16* down;         // [rank, k]
     void* xq;                 // W4A8, W4A4_SM90: [m, k] bytes. W4A4, NVFP4: linear4::Codes
     float* xs;                // W4A8: [m]. W4A4: [k/64, m rounded up to 16]. NVFP4: so too, but words of four e4m3.
                               // W4A4_SM90: [k/64, m]
     bf16* lora;               // [m, rank]
-    int m, k, rank;
+    int m, k, rank;           // rank: of all parts
+    DownPart parts[MAX_PARTS];
 };
 
 enum QuantizeTo { TO_W4A8, TO_W4A4, TO_W4A4_SM90, TO_NVFP4 };
@@ -242,10 +243,15 @@ struct Group {
 __device__ __forceinline__ void project_down(const QuantizeParams& p, const bf16* shared, float* partial) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int rows = blockDim.x / 32, parts = rows / 2, part = warp % parts, half = warp / parts;
+    low_rank::Cursor cursor;
     for (int r = 0; r < p.rank; r += 32) {
-        float sum[2][4] = {};
-        if (r + 16 * half < p.rank) {
-            const bf16* down = p.down + static_cast<long long>(r + 16 * half + g) * p.k + 8 * t;
+        float sum[2][4] = {}, strength = 0.0f;
+        const int first = r + 16 * half;
+        if (first < p.rank) {
+            const DownPart& source = cursor.at(p.parts, first);
+            strength = source.strength;
+            const bf16* down = static_cast<const bf16*>(source.down) +
+                               static_cast<long long>(first - cursor.begin + g) * p.k + 8 * t;
             const bf16* h = shared + g * pitch(p.k) + 8 * t;
 #pragma unroll 3
             for (int k = 32 * part; k < p.k; k += 32 * parts) {
@@ -265,8 +271,11 @@ __device__ __forceinline__ void project_down(const QuantizeParams& p, const bf16
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
             const int block = 8 * ((2 * half + n) ^ (g % 4));
-            *reinterpret_cast<float2*>(out + block) = make_float2(sum[n][0], sum[n][1]);
-            if (rows > 8) *reinterpret_cast<float2*>(out + 8 * 32 + block) = make_float2(sum[n][2], sum[n][3]);
+            *reinterpret_cast<float2*>(out + block) = make_float2(strength * sum[n][0], strength * sum[n][1]);
+            if (rows > 8) {
+                *reinterpret_cast<float2*>(out + 8 * 32 + block) =
+                    make_float2(strength * sum[n][2], strength * sum[n][3]);
+            }
         }
         __syncthreads();
         // A thread a sum: as many as there are threads.
@@ -304,7 +313,7 @@ __device__ __forceinline__ void run(const QuantizeParams& p) {
 #define SVDQ_BLOCKS 1
 #endif
 #define SVDQ_QUANTIZE(NAME, TO)                                                             \
-    extern "C" __global__ void __launch_bounds__(512, SVDQ_BLOCKS) NAME(QuantizeParams p) { \
+    extern "C" __global__ void __launch_bounds__(512, SVDQ_BLOCKS) NAME(const __grid_constant__ QuantizeParams p) { \
         quantize::run<TO>(p);                                                               \
     }
 

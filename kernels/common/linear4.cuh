@@ -12,6 +12,7 @@
 #pragma once
 
 #include "epilogue.cuh"
+#include "low_rank.cuh"
 #include "mma.cuh"
 
 enum Epilogue4 { STORE4, ADD4, QKV4, GELU4 };
@@ -49,23 +50,42 @@ __device__ __forceinline__ void load_row_scales(void* to, const Params& p, int t
     mma::copy16(to, p.xs + static_cast<long long>(group) * rows + (in ? row : 0), in);
 }
 
-// v += lora up^T
+// v += lora up^T. The first part's `up` is in Nunchaku's packing, the others' are row by row: of each 16 ranks lane
+// 4g + t takes 4t .. 4t+3 of both operands.
 template <class Params>
 __device__ __forceinline__ void add_low_rank(float (&v)[64], const Params& p, int row0, int tile_n) {
-    const int lane = threadIdx.x % 32;
-    auto pair = [&](int row, int r) {
-        return row < p.m ? __ldg(reinterpret_cast<const u32*>(p.lora + static_cast<long long>(row) * p.rank + r)) : 0u;
-    };
-    for (int r = 0; r < p.rank; r += 16) {
-        const int at = r + 2 * (lane % 4);
+    const int lane = threadIdx.x % 32, t = lane % 4;
+    auto lora = [&](int row, int r) { return p.lora + static_cast<long long>(row) * p.rank + r; };
+    auto pair = [&](int row, int r) { return row < p.m ? __ldg(reinterpret_cast<const u32*>(lora(row, r))) : 0u; };
+    auto tile = [&](int j) -> float(&)[4] { return *reinterpret_cast<float(*)[4]>(&v[4 * j]); };
+    const int own = p.parts[0].end;
+    for (int r = 0; r < own; r += 16) {
+        const int at = r + 2 * t;
         const u32 a0 = pair(row0, at), a1 = pair(row0 + 8, at), a2 = pair(row0, at + 8), a3 = pair(row0 + 8, at + 8);
+        const uint4* up = static_cast<const uint4*>(p.parts[0].up);
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
-            const uint4 b = __ldg(p.up + (static_cast<long long>(tile_n * 8 + n) * (p.rank / 16) + r / 16) * 32 + lane);
-            float(&first)[4] = *reinterpret_cast<float(*)[4]>(&v[8 * n]);
-            float(&second)[4] = *reinterpret_cast<float(*)[4]>(&v[8 * n + 4]);
-            mma::bf16_16x8x16(first, a0, a1, a2, a3, b.x, b.y);
-            mma::bf16_16x8x16(second, a0, a1, a2, a3, b.z, b.w);
+            const uint4 b = __ldg(up + (static_cast<long long>(tile_n * 8 + n) * (own / 16) + r / 16) * 32 + lane);
+            mma::bf16_16x8x16(tile(2 * n), a0, a1, a2, a3, b.x, b.y);
+            mma::bf16_16x8x16(tile(2 * n + 1), a0, a1, a2, a3, b.z, b.w);
+        }
+    }
+    auto quad = [](const bf16* from, bool in) {
+        return in ? __ldg(reinterpret_cast<const uint2*>(from)) : make_uint2(0, 0);
+    };
+    low_rank::Cursor cursor;
+#pragma unroll 1
+    for (int r = own; r < p.rank; r += 16) {
+        const UpPart& part = cursor.at(p.parts, r);
+        if (part.first >= (tile_n + 1) * BN || tile_n * BN >= part.last) continue;
+        const uint2 a = quad(lora(row0, r + 4 * t), row0 < p.m), b = quad(lora(row0 + 8, r + 4 * t), row0 + 8 < p.m);
+        const int ranks = part.end - cursor.begin;
+        const bf16* up = static_cast<const bf16*>(part.up) + r - cursor.begin + 4 * t;
+#pragma unroll
+        for (int j = 0; j < 16; ++j) {
+            const int n = tile_n * BN + 8 * j + lane / 4;
+            const uint2 w = quad(up + static_cast<long long>(n - part.first) * ranks, part.first <= n && n < part.last);
+            mma::bf16_16x8x16(tile(j), a.x, b.x, a.y, b.y, w.x, w.y);
         }
     }
 }
@@ -128,28 +148,38 @@ __device__ __forceinline__ void write_codes(u32 (&codes)[4], const Params& p, in
     }
 }
 
-// next_lora[tile_n, m, r] = sum over this tile's 128 channels of bf16(g[m,n]) down[r,n]
+// next_lora[tile_n, m, r] = strength * sum over this tile's 128 channels of bf16(g[m,n]) down[r,n]. The first part's
+// `down` is in Nunchaku's packing, the others' are row by row.
 template <class Params>
 __device__ __forceinline__ void project_down(const float (&g)[64], const Params& p, int row0, int tile_n) {
-    const int lane = threadIdx.x % 32;
+    const int lane = threadIdx.x % 32, t = lane % 4, own = p.next_parts[0].end;
+    low_rank::Cursor cursor;
 #pragma unroll 1
     for (int r = 0; r < p.next_rank; r += 16) {
+        const DownPart& part = cursor.at(p.next_parts, r);
+        const uint4* packed = static_cast<const uint4*>(part.down) + r / 16 * 32 + lane;
+        const bf16* row = static_cast<const bf16*>(part.down) +
+                          static_cast<long long>(r - cursor.begin + lane / 4) * p.n + tile_n * BN + 2 * t;
+        auto pair = [&](int rank, int n) { return __ldg(reinterpret_cast<const u32*>(row + 1ll * rank * p.n + n)); };
         float sum[2][4] = {};
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             const u32 a0 = pack_bf16(g[8 * i], g[8 * i + 1]), a1 = pack_bf16(g[8 * i + 2], g[8 * i + 3]);
             const u32 a2 = pack_bf16(g[8 * i + 4], g[8 * i + 5]), a3 = pack_bf16(g[8 * i + 6], g[8 * i + 7]);
-            const uint4 b =
-                __ldg(p.down + (static_cast<long long>(tile_n * 8 + i) * (p.next_rank / 16) + r / 16) * 32 + lane);
+            const uint4 b = r < own ? __ldg(packed + static_cast<long long>(tile_n * 8 + i) * (own / 16) * 32)
+                                    : make_uint4(pair(0, 16 * i), pair(0, 16 * i + 8), pair(8, 16 * i),
+                                                 pair(8, 16 * i + 8));
             mma::bf16_16x8x16(sum[0], a0, a1, a2, a3, b.x, b.y);
             mma::bf16_16x8x16(sum[1], a0, a1, a2, a3, b.z, b.w);
         }
-        float* out = p.next_lora + (static_cast<long long>(tile_n) * p.m + row0) * p.next_rank + r + 2 * (lane % 4);
+        float* out = p.next_lora + (static_cast<long long>(tile_n) * p.m + row0) * p.next_rank + r + 2 * t;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            if (row0 < p.m) *reinterpret_cast<float2*>(out + 8 * half) = make_float2(sum[half][0], sum[half][1]);
-            if (row0 + 8 < p.m)
-                *reinterpret_cast<float2*>(out + 8 * p.next_rank + 8 * half) = make_float2(sum[half][2], sum[half][3]);
+            float(&s)[4] = sum[half];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) s[i] *= part.strength;
+            if (row0 < p.m) *reinterpret_cast<float2*>(out + 8 * half) = make_float2(s[0], s[1]);
+            if (row0 + 8 < p.m) *reinterpret_cast<float2*>(out + 8 * p.next_rank + 8 * half) = make_float2(s[2], s[3]);
         }
     }
 }

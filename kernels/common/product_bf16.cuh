@@ -22,8 +22,8 @@ constexpr int PITCH = ARCH >= 800 ? TILE + 8 : TILE;
 constexpr int SMEM_BYTES = STAGES * 2 * PANEL_BYTES;
 static_assert(TILE * PITCH * 4 <= SMEM_BYTES, "results take the place of the operands");
 
-// y = act(sum + bias + before) * by * gate + add, each of them optional; `add` may be `out` itself.
-// Tensors [m, n] have rows of `pitch` elements, of which these are n.
+// y = act(scale * sum + bias + before) * by * gate + add, each of them optional; `add` may be `out` itself.
+// Tensors [m, n] have rows of `pitch` elements, `before` of `before_pitch`, of which these are n.
 struct Output {
     Elements out;       // [m, n]
     Elements before;    // [m, n] or null: what low-rank updates add
@@ -33,10 +33,18 @@ struct Output {
     const float* bias;  // [n] or null
     int activation;     // enum Activation
     int pitch;
+    int before_pitch;
+    float scale = 1.0f;
+
+    // Where `before` has column `n` of the row that is at `at` elsewhere.
+    __device__ __forceinline__ long long before_at(long long at, int n) const {
+        return (at - n) / pitch * before_pitch + n;
+    }
 
     __device__ __forceinline__ float finish(float v, long long at, int n) const {
+        v *= scale;
         if (bias) v += bias[n];
-        if (before.data) v += before.load(at);
+        if (before.data) v += before.load(before_at(at, n));
         v = activate(v, activation);
         if (by) v *= __bfloat162float(by[at]);
         if (gate) v *= __bfloat162float(gate[n]);
@@ -47,13 +55,15 @@ struct Output {
     // Eight columns from `n` on, where n and pitch are multiples of eight.
     __device__ __forceinline__ void finish_8(float (&v)[8], long long at, int n) const {
         float other[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) v[i] *= scale;
         if (bias) {
             load_8(bias + n, other);
 #pragma unroll
             for (int i = 0; i < 8; ++i) v[i] += other[i];
         }
         if (before.data) {
-            load_8(before, at, other);
+            load_8(before, before_at(at, n), other);
 #pragma unroll
             for (int i = 0; i < 8; ++i) v[i] += other[i];
         }
@@ -238,7 +248,7 @@ __device__ __forceinline__ void run(X& x, W& w, int columns, int m, int n, Place
     for (int row = threadIdx.x / 16; row < min(TILE, m - place.m0); row += THREADS / 16) {
         const float* from = results + row * PITCH + threadIdx.x % 16 * 8;
         const long long at = static_cast<long long>(place.m0 + row) * output.pitch + column;
-        if ((n | output.pitch) % 8 == 0) {
+        if ((n | output.pitch | output.before_pitch) % 8 == 0) {
             float v[8];
             load_8(from, v);
             output.finish_8(v, at, column);

@@ -59,6 +59,11 @@ __device__ __forceinline__ void prefetch_map(const TensorMap& map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
+// Before the first use of a map that lies in global memory: the copy engine may have an older one from there.
+__device__ __forceinline__ void acquire_map(const void* map) {
+    asm volatile("fence.proxy.tensormap::generic.acquire.sys [%0], 128;" ::"l"(map) : "memory");
+}
+
 // Loads the box at column `x`, row `y`; elements outside of the tensor become zero.
 __device__ __forceinline__ void load_2d(u32 dst, const TensorMap& map, u32 bar, int x, int y) {
     asm volatile(

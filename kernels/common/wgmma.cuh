@@ -1,8 +1,9 @@
 // Warpgroup matrix multiplication of sm_90a: D[64, N] += A[64, K] B[N, K]^T, with a thread's accumulators
 //   d[4j + 0..1]: row 16 warp + lane/4,     columns 8j + 2 (lane % 4) + 0..1
 //   d[4j + 2..3]: row 16 warp + lane/4 + 8, the same columns
-// A and B are described to the tensor cores by 64-bit descriptors of shared memory. All tiles here have rows of
-// 128 bytes in the copy engine's 128-byte swizzle: a tile of R rows takes 128 R bytes and is aligned to 1024.
+// A and B are described to the tensor cores by 64-bit descriptors of shared memory. Where nothing else is said, tiles
+// have rows of 128 bytes in the copy engine's 128-byte swizzle: a tile of R rows takes 128 R bytes and is aligned to
+// 1024.
 // `add` = 0 starts from zero. A batch of products runs between fence() and commit(); its accumulators may be
 // touched after wait() and pin().
 #pragma once
@@ -14,6 +15,11 @@ namespace wgmma {
 // Rows along M or N, 128 bytes of K in a row. Add 2 for every 32 bytes of K.
 __device__ __forceinline__ u64 k_major(u32 smem) {
     return (1ull << 62) | (64ull << 32) | ((smem & 0x3ffff) >> 4);
+}
+
+// Rows of 32 bytes of K, in the 32-byte swizzle: a tile of R rows takes 32 R bytes and is aligned to 256.
+__device__ __forceinline__ u64 k_major_32(u32 smem) {
+    return (3ull << 62) | (16ull << 32) | ((smem & 0x3ffff) >> 4);
 }
 
 // Rows along K, 64 16-bit elements of N in a row; the next 64 columns are `stride` bytes on. Add 64 for every 8 rows.
@@ -104,6 +110,8 @@ __device__ __forceinline__ void mma_e4m3(float (&d)[64], u64 a, u64 b, int add) 
                      : SVDQ_ACC##R("+f")                                                                              \
                      : "l"(a), "l"(b), "r"(add));                                                                     \
     }
+SVDQ_WGMMA_BF16(256, 128, "%128", "%129", "%130")
+SVDQ_WGMMA_BF16(192, 96, "%96", "%97", "%98")
 SVDQ_WGMMA_BF16(128, 64, "%64", "%65", "%66")
 SVDQ_WGMMA_BF16(64, 32, "%32", "%33", "%34")
 

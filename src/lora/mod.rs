@@ -13,10 +13,11 @@ mod sites;
 mod values;
 
 use std::collections::BTreeSet;
+use std::thread;
 
-use crate::Result;
 use crate::ops::Device;
 use crate::weights::Checkpoint;
+use crate::{Error, Result};
 pub use describe::Description;
 pub use names::Network;
 pub use sites::{Attached, Linear, Patch, Run, Sites, Target, Vector};
@@ -55,14 +56,15 @@ pub fn load<D: Device>(dev: &D, file: &Checkpoint, sites: [&Sites; 3]) -> Result
         pieces.extend(pieces::cut(file, sites, update)?);
     }
     let mut patches = Network::ALL.map(|_| Patch { updates: vec![], vectors: vec![] });
-    for group in pieces::join(file, pieces)? {
-        let update = dev.load_low_rank(&pieces::source(file, &group)?)?;
+    let groups = pieces::join(file, pieces)?;
+    let sources = in_parallel(&groups, |group| pieces::source(file, group))?;
+    for (group, update) in groups.iter().zip(dev.load_low_ranks(&sources)?) {
         let first = &group[0];
         patches[first.network as usize].updates.push((first.site, update, first.scale));
     }
     for file::Replacement { network, site, tensor } in &contents.replacements {
         let len = tensor.shape[0];
-        let vector = dev.load_tensor(&values::values(file, tensor, 0..len)?.0, len)?;
+        let vector = dev.load_tensor(&values::values(file, tensor, 0..len)?, len)?;
         patches[*network as usize].vectors.push((*site, vector));
     }
     let info = LoraInfo {
@@ -72,6 +74,19 @@ pub fn load<D: Device>(dev: &D, file: &Checkpoint, sites: [&Sites; 3]) -> Result
         unused: contents.unused.iter().map(|&name| name.to_owned()).collect(),
     };
     Ok((patches, info))
+}
+
+/// `one` of every item, in their order, by several threads: values are checked as fast as memory is read.
+fn in_parallel<T: Sync, R: Send>(items: &[T], one: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let threads = thread::available_parallelism().map_or(1, |count| count.get().min(8));
+    thread::scope(|scope| {
+        let one = &one;
+        let part = |items| scope.spawn(move || Vec::from_iter(<[T]>::iter(items).map(one)));
+        let parts: Vec<_> = items.chunks(items.len().div_ceil(threads).max(1)).map(part).collect();
+        let lost = |_| Error::Internal("a thread that reads a LoRA has died".into());
+        let done = parts.into_iter().map(|part| part.join().map_err(lost));
+        Vec::from_iter(done).into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect()
+    })
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@ use super::file::{Update, wrong};
 use super::names::Network;
 use super::values::values;
 use super::{Sites, Target};
-use crate::ops::{LowRankSource, Storage};
-use crate::weights::{Checkpoint, Tensor};
+use crate::ops::LowRankSource;
+use crate::weights::{Checkpoint, Numbers, Tensor};
 use crate::{Error, Result};
 
 /// The part of an update that changes some outputs of one site.
@@ -130,27 +130,28 @@ impl Piece<'_> {
 ///
 /// # Errors
 /// Those of [`values`].
-pub(super) fn source(file: &Checkpoint, group: &[Piece<'_>]) -> Result<LowRankSource> {
+pub(super) fn source<'a>(file: &Checkpoint, group: &[Piece<'a>]) -> Result<LowRankSource<'a>> {
     let (Some(first), Some(last)) = (group.first(), group.last()) else {
         return Err(Error::Internal("an update of nothing".into()));
     };
     let [n, k] = first.shape;
     let [rank, width] = [first.down.shape[0], first.down.shape[1]];
-    let (all, mut storage) = values(file, &first.down, 0..rank * width)?;
     let down = match first.columns == (0..width) {
-        true => all,
-        false => all.chunks_exact(width).flat_map(|row| &row[first.columns.clone()]).copied().collect(),
-    };
-    let (mut up, mut bias) = (Vec::new(), Vec::new());
-    for Piece { up: tensor, bias: b, up_rows, .. } in group {
-        let (part, stored) = values(file, tensor, up_rows.start * rank..up_rows.end * rank)?;
-        up.extend(part);
-        if stored == Storage::F32 {
-            storage = Storage::F32;
+        true => values(file, &first.down, 0..rank * width)?,
+        false => {
+            let row = |row: usize| first.columns.start + row * width..first.columns.end + row * width;
+            let mut rows = Numbers::default();
+            (0..rank)
+                .try_for_each(|r| values(file, &first.down, row(r)).map(|values| rows.append(values)))?;
+            rows
         }
+    };
+    let (mut up, mut bias) = (Numbers::default(), Vec::new());
+    for Piece { up: tensor, bias: b, up_rows, .. } in group {
+        up.append(values(file, tensor, up_rows.start * rank..up_rows.end * rank)?);
         if let Some(b) = b {
-            bias.extend(values(file, b, up_rows.clone())?.0);
+            bias.extend_from_slice(&values(file, b, up_rows.clone())?);
         }
     }
-    Ok(LowRankSource { n, k, rows: first.rows.start..last.rows.end, rank, down, up, bias, storage })
+    Ok(LowRankSource { n, k, rows: first.rows.start..last.rows.end, rank, down, up, bias })
 }

@@ -3,30 +3,28 @@
 use std::ops::Range;
 
 use crate::Result;
-use crate::ops::Storage;
-use crate::weights::float::{READABLE, decode, is_exact_in_bf16};
-use crate::weights::{Checkpoint, Dtype, Tensor};
+use crate::weights::float::READABLE;
+use crate::weights::{Checkpoint, Dtype, Numbers, Tensor};
 
-/// The values of some elements of `tensor`, and how precisely they are stored.
+/// Some elements of `tensor`.
 ///
 /// # Errors
 /// [`crate::Error::BadFormat`] for a type of element that LoRAs are not stored in, and for values that are not finite.
-pub(super) fn values(
+pub(super) fn values<'a>(
     file: &Checkpoint,
-    tensor: &Tensor<'_>,
+    tensor: &Tensor<'a>,
     elements: Range<usize>,
-) -> Result<(Vec<f32>, Storage)> {
+) -> Result<Numbers<'a>> {
     let size = tensor.dtype.bitsize() / 8;
     let bytes = &tensor.bytes[elements.start * size..elements.end * size];
-    let Some(values) = decode(tensor.dtype, bytes) else {
+    let Some(values) = Numbers::stored(tensor.dtype, bytes, 1.0) else {
         return Err(file.bad(tensor.name, format!("has dtype {}; {READABLE}", tensor.dtype)));
     };
-    let storage = if is_exact_in_bf16(tensor.dtype) { Storage::Bf16 } else { Storage::F32 };
-    match values.iter().position(|v| !v.is_finite()) {
+    match values.first_not_finite() {
         Some(at) => {
             Err(file.bad(tensor.name, format!("holds {} at element {}", values[at], elements.start + at)))
         }
-        None => Ok((values, storage)),
+        None => Ok(values),
     }
 }
 
@@ -41,7 +39,7 @@ pub(super) fn number(file: &Checkpoint, tensor: &Tensor<'_>) -> Result<f32> {
     let number = match tensor.dtype {
         Dtype::I64 => tensor.bytes.as_chunks().0.iter().map(|&b| i64::from_le_bytes(b) as f32).sum(),
         Dtype::F64 => tensor.bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32).sum(),
-        _ => values(file, tensor, 0..1)?.0[0],
+        _ => values(file, tensor, 0..1)?[0],
     };
     match f32::is_finite(number) {
         true => Ok(number),

@@ -373,7 +373,7 @@ mod tests {
     use crate::device::cpu::tests::Random;
     use crate::lora::{Attached, Patch};
     use crate::models::testing::{Altered, Golden, relative_error};
-    use crate::ops::{LowRankSource, Profile, Storage};
+    use crate::ops::{LowRankSource, Profile};
     use crate::weights::testing::TempDir;
 
     fn cpu() -> Cpu {
@@ -528,9 +528,9 @@ mod tests {
                 let target = &t5.sites().targets(&format!("encoder.block.0.layer.{name}"))[0];
                 let ([n, k], rows) = (target.shape, target.rows.clone());
                 let (down, up) = (random.normals(rank * k, 0.1), random.normals(rows.len() * rank, 0.1));
-                let storage = Storage::F32;
-                let source = LowRankSource { n, k, rows, rank, down, up, bias: vec![], storage };
-                (target.site, dev.load_low_rank(&source).unwrap(), 1.0)
+                let (down, up) = (down.into(), up.into());
+                let source = LowRankSource { n, k, rows, rank, down, up, bias: vec![] };
+                (target.site, dev.load_low_ranks(&[source]).unwrap().remove(0), 1.0)
             };
             let updates = vec![update("0.SelfAttention.k", 3), update("1.DenseReluDense.wo", 16)];
             let patch = Patch { updates, vectors: vec![] };

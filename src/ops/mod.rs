@@ -207,8 +207,8 @@ pub trait Device: Send + Sync + Sized {
         let _ = usage;
         self.load_linear(source)
     }
-    /// Puts a low-rank update of a linear on the device.
-    fn load_low_rank(&self, source: &LowRankSource) -> Result<Self::LowRank>;
+    /// Puts low-rank updates of linears on the device.
+    fn load_low_ranks(&self, sources: &[LowRankSource<'_>]) -> Result<Vec<Self::LowRank>>;
     /// Puts the weights of a convolution on the device.
     fn load_conv(&self, source: &ConvSource) -> Result<Self::Conv>;
     /// Puts constants of a network, `[data.len() / cols, cols]`, on the device without loss.

@@ -77,12 +77,15 @@ impl Device for Shapes {
         Ok(Linear { n, k })
     }
 
-    fn load_low_rank(&self, source: &LowRankSource) -> Result<LowRank> {
-        let LowRankSource { n, k, ref rows, rank, .. } = *source;
-        assert!(rows.end <= n);
-        assert_eq!([source.down.len(), source.up.len()], [rank * k, rows.len() * rank]);
-        assert!([0, rows.len()].contains(&source.bias.len()));
-        Ok(LowRank { n, k })
+    fn load_low_ranks(&self, sources: &[LowRankSource<'_>]) -> Result<Vec<LowRank>> {
+        let check = |source: &LowRankSource<'_>| {
+            let LowRankSource { n, k, ref rows, rank, .. } = *source;
+            assert!(rows.end <= n);
+            assert_eq!([source.down.len(), source.up.len()], [rank * k, rows.len() * rank]);
+            assert!([0, rows.len()].contains(&source.bias.len()));
+            LowRank { n, k }
+        };
+        Ok(sources.iter().map(check).collect())
     }
 
     fn load_conv(&self, source: &ConvSource) -> Result<Conv> {

@@ -129,7 +129,7 @@ impl AwqSource<'_> {
 }
 
 /// A low-rank update `B A` of the outputs `rows` of a linear, as a LoRA brings it.
-pub struct LowRankSource {
+pub struct LowRankSource<'a> {
     /// Output features of the linear.
     pub n: usize,
     /// Input features of the linear.
@@ -139,13 +139,11 @@ pub struct LowRankSource {
     /// Rank: any, 0 for an update of the bias alone.
     pub rank: usize,
     /// `A`, `[rank, k]`, row-major.
-    pub down: Vec<f32>,
+    pub down: Numbers<'a>,
     /// `B`, `[rows.len(), rank]`, row-major.
-    pub up: Vec<f32>,
+    pub up: Numbers<'a>,
     /// `b`, `[rows.len()]`, or empty for none.
     pub bias: Vec<f32>,
-    /// Precision of `down` and `up`.
-    pub storage: Storage,
 }
 
 /// A 2-D convolution.

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use safetensors::Dtype;
 
-use super::float::decode;
+use super::float::{decode, is_exact_in_bf16};
 use super::pack::f32_to_bf16;
 
 /// A row of numbers. As a slice they are f32; those of a file are decoded the first time that they are asked for.
@@ -37,7 +37,7 @@ impl Stored<'_> {
 
 impl<'a> Numbers<'a> {
     /// A file's numbers, each times `scale`; `None` for a type that cannot be read.
-    pub(super) fn stored(dtype: Dtype, bytes: &'a [u8], scale: f32) -> Option<Self> {
+    pub(crate) fn stored(dtype: Dtype, bytes: &'a [u8], scale: f32) -> Option<Self> {
         decode(dtype, &[])?;
         Some(Numbers { stored: vec![Stored { dtype, bytes, scale }], values: OnceLock::new() })
     }
@@ -49,6 +49,29 @@ impl<'a> Numbers<'a> {
         } else {
             self.values_mut().extend_from_slice(&other);
         }
+    }
+
+    /// Where the first number is that is infinite or none.
+    pub(crate) fn first_not_finite(&self) -> Option<usize> {
+        // Of 16-bit types the exponents alone tell, so that nothing has to be decoded.
+        let [part] = &self.stored[..] else { return self.iter().position(|v| !v.is_finite()) };
+        let exponent = match part.dtype {
+            Dtype::BF16 => 0x7f80,
+            Dtype::F16 => 0x7c00,
+            _ => return self.iter().position(|v| !v.is_finite()),
+        };
+        let is_bad = |code: &[u8; 2]| u16::from_le_bytes(*code) & exponent == exponent;
+        let codes = part.bytes.as_chunks().0;
+        // Without a way out of the inner loop it is vectorised.
+        let bad = |block: &[[u8; 2]]| block.iter().fold(false, |bad, code| bad | is_bad(code));
+        let block = codes.chunks(4096).position(bad)?;
+        codes[block * 4096..].iter().position(is_bad).map(|at| block * 4096 + at)
+    }
+
+    /// Whether every value is exact in bf16 because of its type.
+    pub(crate) fn is_bf16(&self) -> bool {
+        let exact = |part: &Stored<'_>| is_exact_in_bf16(part.dtype) && part.scale == 1.0;
+        !self.stored.is_empty() && self.stored.iter().all(exact)
     }
 
     /// The values as little-endian bf16, one part after the other. Those that a file has as bf16 are the file's bytes.
@@ -114,6 +137,22 @@ mod tests {
         assert!(numbers.bf16().iter().all(|part| matches!(part, Cow::Borrowed(_))));
         assert_eq!(numbers.bf16().concat(), [&BF16[..], &BF16[2..]].concat());
         assert_eq!(*numbers, [1.0, -2.0, -2.0]);
+    }
+
+    #[test]
+    fn what_is_not_finite_is_found() {
+        let bytes = |values: [u16; 5000]| values.map(u16::to_le_bytes).concat();
+        for (dtype, bad) in
+            [(Dtype::BF16, 0xff80u16), (Dtype::BF16, 0x7f81), (Dtype::F16, 0x7c00), (Dtype::F16, 0xfe00)]
+        {
+            let mut values = [0x3c00; 5000];
+            let find = |values| Numbers::stored(dtype, &bytes(values), 1.0).unwrap().first_not_finite();
+            assert_eq!(find(values), None);
+            values[4321] = bad;
+            assert_eq!(find(values), Some(4321));
+        }
+        assert_eq!(Numbers::from(vec![0.0, f32::NAN]).first_not_finite(), Some(1));
+        assert_eq!(Numbers::stored(Dtype::F8_E4M3, &[0x38, 0x7f], 1.0).unwrap().first_not_finite(), Some(1));
     }
 
     #[test]

@@ -9,7 +9,8 @@ use svdq::weights::pack;
 fn output(out: Arg, f32: bool, bias: Arg, pitch: usize) -> Vec<Arg> {
     let none = || [Arg::Null, Arg::Int(0)];
     let out = [out, Arg::Int(f32.into())];
-    let rest = [Arg::Null, Arg::Null, bias, Arg::Int(0), Arg::Int(pitch)];
+    let one = Arg::Int(1.0f32.to_bits() as usize);
+    let rest = [Arg::Null, Arg::Null, bias, Arg::Int(0), Arg::Int(pitch), Arg::Int(0), one];
     out.into_iter().chain(none()).chain(none()).chain(rest).collect()
 }
 

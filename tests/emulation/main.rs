@@ -17,13 +17,64 @@ mod layer;
 mod program;
 
 use half::f16;
+use std::ops::Range;
+
 use layer::{Layer, bf16s, code_word, f32s, floats, golden, random};
 use program::{Arg, Launch, Program};
 use svdq::device::cpu::Cpu;
 use svdq::ops::{
-    self, Activation, Chunk, Codes, Device, LinearSource, Norm, Profile, QkNormRope, SvdqSource,
+    self, Activation, Chunk, Codes, Device, LinearSource, LowRankSource, Norm, Profile, QkNormRope,
+    SvdqSource,
 };
 use svdq::weights::pack;
+
+/// `MAX_PARTS` of kernels/common/low_rank.cuh.
+const MAX_PARTS: usize = 16;
+
+/// A low-rank update of a layer `[n, k]` of outputs `rows`.
+struct Update {
+    rows: Range<usize>,
+    rank: usize,
+    down: Vec<f32>,
+    up: Vec<f32>,
+    strength: f32,
+}
+
+/// Ranks of a layer and its updates.
+fn rank(layer: &Layer, updates: &[Update]) -> usize {
+    layer.rank + updates.iter().map(|update| update.rank).sum::<usize>()
+}
+
+/// `parts` of a kernel: the layer's own, as `own` has its `down`, and those of `updates`.
+fn down_parts(layer: &Layer, own: Vec<u8>, updates: &[Update]) -> Vec<Arg> {
+    let mut end = layer.rank;
+    let mut parts = vec![Arg::Buffer(own), float(1.0), Arg::Int(end)];
+    for update in updates {
+        end += update.rank;
+        parts.extend([Arg::Buffer(bf16s(&update.down)), float(update.strength), Arg::Int(end)]);
+    }
+    (updates.len() + 1..MAX_PARTS).for_each(|_| parts.extend([Arg::Null, Arg::Int(0), Arg::Int(0)]));
+    parts
+}
+
+/// The same of `up`.
+fn up_parts(layer: &Layer, updates: &[Update]) -> Vec<Arg> {
+    let mut end = layer.rank;
+    let up = Arg::Buffer(layer.lora_up.clone());
+    let mut parts = vec![up, Arg::Int(end), Arg::Int(0), Arg::Int(layer.n)];
+    for Update { rows, rank, up, .. } in updates {
+        end += rank;
+        let [first, last] = [rows.start, rows.end].map(Arg::Int);
+        parts.extend([Arg::Buffer(bf16s(up)), Arg::Int(end), first, last]);
+    }
+    let none = || [Arg::Null, Arg::Int(0), Arg::Int(0), Arg::Int(0)];
+    (updates.len() + 1..MAX_PARTS).for_each(|_| parts.extend(none()));
+    parts
+}
+
+fn float(value: f32) -> Arg {
+    Arg::Int(value.to_bits() as usize)
+}
 
 /// Codes, scales and low-rank projection of a row block, as the kernels exchange them.
 struct Input {
@@ -41,7 +92,19 @@ fn quantise(
     norm: Option<[&[f32]; 2]>,
     rows: usize,
 ) -> Input {
-    let Layer { k, rank, .. } = *layer;
+    quantise_for(program, kernel, x, (layer, &[]), norm, rows)
+}
+
+/// The same for a layer with updates.
+fn quantise_for(
+    program: &Program,
+    kernel: &'static str,
+    x: &[f32],
+    (layer, updates): (&Layer, &[Update]),
+    norm: Option<[&[f32]; 2]>,
+    rows: usize,
+) -> Input {
+    let (k, rank) = (layer.k, rank(layer, updates));
     let m = x.len() / k;
     let shared = rows * (k + 32) * 2 + rows / 2 * rows * 32 * 4;
     let launch = Launch { kernel, grid: [m.div_ceil(rows), 1], threads: 32 * rows, shared };
@@ -49,25 +112,24 @@ fn quantise(
     let four = kernel == "quantize_w4a4";
     let (codes, scales) =
         if four { (m.next_multiple_of(16) * k / 2, m.next_multiple_of(16) * k / 64) } else { (m * k, m) };
-    let mut buffers = program.run(
-        &launch,
-        &[
-            Arg::Buffer(bf16s(x)),
-            vector(0),
-            vector(1),
-            Arg::Buffer(f32s(&layer.reciprocals())),
-            Arg::Buffer(bf16s(&pack::unpack_lora_down(&layer.lora_down, k, rank))),
-            poison(codes),
-            poison(4 * scales),
-            poison(2 * m * rank),
-            Arg::Int(m),
-            Arg::Int(k),
-            Arg::Int(rank),
-        ],
-    );
-    let mut take = || buffers.pop().unwrap();
-    let (lora, scales, codes) = (take(), take(), take());
-    Input { codes, scales, lora }
+    let mut args = vec![
+        Arg::Buffer(bf16s(x)),
+        vector(0),
+        vector(1),
+        Arg::Buffer(f32s(&layer.reciprocals())),
+        poison(codes),
+        poison(4 * scales),
+        poison(2 * m * rank),
+        Arg::Int(m),
+        Arg::Int(k),
+        Arg::Int(rank),
+    ];
+    args.extend(down_parts(layer, bf16s(&pack::unpack_lora_down(&layer.lora_down, k, layer.rank)), updates));
+    let mut buffers = program.run(&launch, &args);
+    // x, scale and shift if there are any, and reciprocals come first.
+    let mut results = buffers.drain(if norm.is_some() { 4.. } else { 2.. });
+    let mut take = || results.next().unwrap();
+    Input { codes: take(), scales: take(), lora: take() }
 }
 
 /// What a kernel is to write: NaN as floats.
@@ -81,7 +143,8 @@ struct Extra<'a> {
     out: Vec<f32>,
     columns: Vec<f32>,
     rope: Vec<u8>,
-    next: Option<&'a Layer>,
+    updates: &'a [Update],
+    next: Option<(&'a Layer, &'a [Update])>,
 }
 
 fn gemm_launch(program: &Program, kernel: &'static str, layer: &Layer, m: usize) -> Launch {
@@ -90,35 +153,37 @@ fn gemm_launch(program: &Program, kernel: &'static str, layer: &Layer, m: usize)
 }
 
 fn gemm_args(layer: &Layer, m: usize, x: Input, extra: Extra<'_>) -> Vec<Arg> {
-    let Layer { n, k, rank, .. } = *layer;
+    let Layer { n, k, .. } = *layer;
     let rows = m.next_multiple_of(16);
-    let next_rank = extra.next.map_or(0, |next| next.rank);
-    let (reciprocals, down) =
-        extra.next.map_or((vec![], vec![]), |next| (next.reciprocals(), next.lora_down.clone()));
+    let next_rank = extra.next.map_or(0, |(next, updates)| rank(next, updates));
+    let reciprocals = extra.next.map_or(vec![], |(next, _)| next.reciprocals());
     let next = |bytes: usize| extra.next.map_or(Arg::Null, |_| poison(bytes));
-    vec![
+    let mut args = vec![
         Arg::Buffer(x.codes),
         Arg::Buffer(x.scales),
         Arg::Buffer(layer.qweight.clone()),
         Arg::Buffer(layer.wscales.clone()),
         Arg::Buffer(x.lora),
-        Arg::Buffer(layer.lora_up.clone()),
         Arg::Buffer(bf16s(&pack::unpack_vector(&layer.bias))),
         Arg::Buffer(if extra.next.is_some() { vec![] } else { bf16s(&extra.out) }),
         Arg::Buffer(bf16s(&extra.columns)),
         Arg::Buffer(extra.rope),
         Arg::Buffer(f32s(&reciprocals)),
-        Arg::Buffer(down),
         next(rows * n / 2),
         next(4 * rows * n / 64),
         next(4 * (n / 128) * m * next_rank),
-        Arg::Int(m),
-        Arg::Int(n),
-        Arg::Int(k),
-        Arg::Int(rank),
-        Arg::Int(next_rank),
-    ]
+    ];
+    args.extend(up_parts(layer, extra.updates));
+    args.extend(match extra.next {
+        Some((next, updates)) => down_parts(next, next.lora_down.clone(), updates),
+        None => (0..MAX_PARTS).flat_map(|_| [Arg::Null, Arg::Int(0), Arg::Int(0)]).collect(),
+    });
+    args.extend([m, n, k, rank(layer, extra.updates), next_rank].map(Arg::Int));
+    args
 }
+
+/// Where `out` is among the buffers of [`gemm_args`].
+const OUT: usize = 6;
 
 /// What a kernel leaves in `out`, which begins as NaN if `extra` has none.
 fn gemm(
@@ -133,18 +198,26 @@ fn gemm(
         extra.out = vec![f32::NAN; m * layer.n];
     }
     let out =
-        program.run(&gemm_launch(program, kernel, layer, m), &gemm_args(layer, m, x, extra)).swap_remove(7);
+        program.run(&gemm_launch(program, kernel, layer, m), &gemm_args(layer, m, x, extra)).swap_remove(OUT);
     pack::bf16_to_f32(&out).collect()
 }
 
 /// GELU, and the input of the next linear.
-fn gemm_gelu(program: &Program, layer: &Layer, m: usize, x: Input, next: &Layer) -> Input {
-    let extra = Extra { next: Some(next), ..Extra::default() };
+fn gemm_gelu(
+    program: &Program,
+    layer: &Layer,
+    m: usize,
+    x: Input,
+    next: &Layer,
+    updates: &[Update],
+) -> Input {
+    let extra = Extra { next: Some((next, updates)), ..Extra::default() };
     let mut buffers =
         program.run(&gemm_launch(program, "gemm_w4a4_gelu", layer, m), &gemm_args(layer, m, x, extra));
-    let mut take = || buffers.pop().unwrap();
-    let (partials, scales, codes) = (take(), take(), take());
-    let count = m * next.rank;
+    let mut results = buffers.drain(10..13);
+    let mut take = || results.next().unwrap();
+    let (codes, scales, partials) = (take(), take(), take());
+    let count = m * rank(next, updates);
     let launch = Launch { kernel: "sum_low_rank", grid: [count.div_ceil(1024), 1], threads: 256, shared: 0 };
     let args = [Arg::Buffer(partials), poison(2 * count), Arg::Int(layer.n / 128), Arg::Int(count)];
     Input { codes, scales, lora: program.run(&launch, &args).swap_remove(1) }
@@ -277,6 +350,54 @@ fn integer_linears_are_the_cpus_to_the_bit() {
     }
 }
 
+/// Updates of a layer, of all outputs and of some, after its own branch and without one.
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn integer_updates_are_the_cpus_to_the_bit() {
+    for program in Program::all() {
+        for (m, rank) in [(1, 32), (37, 0), (130, 16)] {
+            let layer = Layer::integers(256, 192, rank, false, m as u32);
+            let (n, k) = (layer.n, layer.k);
+            let whole = |count, seed, top: f32| -> Vec<f32> {
+                random(count, seed, -top, top).iter().map(|v| v.round()).collect()
+            };
+            let updates = [(0..n, 16, 0.5), (n / 3..n - 5, 32, -2.0), (200..201, 16, 1.0)];
+            let updates = updates.map(|(rows, rank, strength)| Update {
+                down: whole(k * rank, 20 + rank as u32, 0.55),
+                up: whole(rows.len() * rank, 21 + rank as u32, 2.0),
+                rows,
+                rank,
+                strength,
+            });
+            let mut x = whole(m * k, 5, 7.5);
+            x.chunks_mut(64).for_each(|group| group[m % 64] = 7.0);
+
+            let cpu = Cpu::new(1, Profile::W4A4).unwrap();
+            let linear = cpu.load_linear(&LinearSource::Svdq(layer.source())).unwrap();
+            let source = |update: &Update| LowRankSource {
+                n,
+                k,
+                rows: update.rows.clone(),
+                rank: update.rank,
+                down: update.down.clone().into(),
+                up: update.up.clone().into(),
+                bias: vec![],
+            };
+            let loaded = cpu.load_low_ranks(&updates.each_ref().map(source)).unwrap();
+            let attached: Vec<_> = loaded.iter().zip(&updates).map(|(l, u)| (l, u.strength)).collect();
+            let attached = ops::Layer { weights: &linear, updates: &attached };
+            let uploaded = cpu.upload(&x, k).unwrap();
+            let input = cpu.prepare(&uploaded, 0..m, Norm::None, attached).unwrap();
+            let y = cpu.linear(&input, attached, Activation::None).unwrap();
+
+            let input = quantise_for(program, "quantize_w4a4", &x, (&layer, &updates), None, 16);
+            let extra = Extra { updates: &updates, ..Extra::default() };
+            let got = gemm(program, "gemm_w4a4_store", &layer, m, input, extra);
+            assert_eq!(got, rounded(&cpu.download(&y).unwrap()), "{m} rows, rank {rank}");
+        }
+    }
+}
+
 /// The same for codes 0..15, and no low-rank branch.
 #[test]
 #[ignore = "needs a C++ compiler"]
@@ -325,7 +446,7 @@ fn golden_linears_are_the_cpus() {
             let after = ops::Layer::plain(&after);
             let hidden = cpu.linear_gelu(&prepared, plain, after).unwrap();
             let y = cpu.linear(&hidden, after, Activation::None).unwrap();
-            let hidden = gemm_gelu(program, &layer, m, input(), &next);
+            let hidden = gemm_gelu(program, &layer, m, input(), &next, &[]);
             let extra = Extra { out: vec![0.0; m * next.n], columns: vec![1.0; next.n], ..Extra::default() };
             let got = gemm(program, "gemm_w4a4_add_u4", &next, m, hidden, extra);
             assert_close("gelu", &got, &cpu.download(&y).unwrap(), 1e-2);
@@ -492,7 +613,7 @@ fn mistakes_are_found() {
             &gemm_launch(&program, "gemm_w4a4_store", &layer, 37),
             &gemm_args(&layer, 37, input, extra),
         );
-        let wrong = result.map(|buffers| pack::bf16_to_f32(&buffers[7]).collect::<Vec<_>>() != expected);
+        let wrong = result.map(|buffers| pack::bf16_to_f32(&buffers[OUT]).collect::<Vec<_>>() != expected);
         println!("{name}: {wrong:?}");
         assert!(wrong.unwrap_or(true), "{name} is not found");
     }

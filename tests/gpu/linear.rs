@@ -9,7 +9,7 @@ use svdq::weights::pack;
 use crate::support::{Case, Devices, Random, computed};
 
 /// A dense linear's numbers.
-struct Dense {
+pub(crate) struct Dense {
     n: usize,
     k: usize,
     weight: Vec<f32>,
@@ -17,7 +17,7 @@ struct Dense {
 }
 
 impl Dense {
-    fn new(random: &mut Random, n: usize, k: usize) -> Self {
+    pub(crate) fn new(random: &mut Random, n: usize, k: usize) -> Self {
         let weight = random.normals(n * k, 0.0, 1.0 / (k as f32).sqrt());
         Dense { n, k, weight, bias: random.normals(n, 0.0, 0.5) }
     }
@@ -82,7 +82,8 @@ pub(crate) fn dense(devices: &Devices) {
     }
 }
 
-struct AwqCase {
+/// A linear in AWQ's layout.
+pub(crate) struct Awq {
     n: usize,
     k: usize,
     group: usize,
@@ -91,11 +92,33 @@ struct AwqCase {
     wscales: Vec<u8>,
     wzeros: Vec<u8>,
     bias: Vec<u8>,
-    x: Vec<f32>,
 }
 
-impl Case for AwqCase {
-    fn run<D: Device>(&self, dev: &D) -> Vec<f32> {
+impl Awq {
+    pub(crate) fn new(random: &mut Random, n: usize, k: usize, group: usize, chunks: usize) -> Self {
+        let codes: Vec<u8> = (0..n * k).map(|_| (random.bits() % 16) as u8).collect();
+        let scales = random.normals(n * k / group, 0.02, 0.004);
+        let zeros: Vec<f32> = scales.iter().map(|s| -7.5 * s).collect();
+        let bias = if group == 64 { random.normals(n, 0.0, 0.5) } else { vec![] };
+        Awq {
+            n,
+            k,
+            group,
+            chunks,
+            qweight: pack::pack_awq_codes(&codes, n, k),
+            wscales: pack::f32_to_bf16(&scales),
+            wzeros: pack::f32_to_bf16(&zeros),
+            bias: pack::f32_to_bf16(&bias),
+        }
+    }
+}
+
+impl Load for Awq {
+    fn columns(&self) -> usize {
+        self.n
+    }
+
+    fn on<D: Device>(&self, dev: &D) -> D::Linear {
         let source = AwqSource {
             n: self.n,
             k: self.k,
@@ -106,9 +129,20 @@ impl Case for AwqCase {
             wzeros: self.wzeros.as_slice().into(),
             bias: self.bias.as_slice().into(),
         };
-        let w = dev.load_linear(&LinearSource::Awq(source)).unwrap();
-        let x = computed(dev, &self.x, self.k);
-        let input = dev.prepare(&x, 0..self.x.len() / self.k, Norm::Silu, Layer::plain(&w)).unwrap();
+        dev.load_linear(&LinearSource::Awq(source)).unwrap()
+    }
+}
+
+struct AwqCase {
+    w: Awq,
+    x: Vec<f32>,
+}
+
+impl Case for AwqCase {
+    fn run<D: Device>(&self, dev: &D) -> Vec<f32> {
+        let w = self.w.on(dev);
+        let x = computed(dev, &self.x, self.w.k);
+        let input = dev.prepare(&x, 0..self.x.len() / self.w.k, Norm::Silu, Layer::plain(&w)).unwrap();
         dev.download(&dev.linear(&input, Layer::plain(&w), Activation::None).unwrap()).unwrap()
     }
 }
@@ -123,21 +157,8 @@ pub(crate) fn awq(devices: &Devices) {
         (70, 96, 64, 64, 3),
         (130, 320, 384, 128, 1),
     ] {
-        let codes: Vec<u8> = (0..n * k).map(|_| (random.bits() % 16) as u8).collect();
-        let scales = random.normals(n * k / group, 0.02, 0.004);
-        let zeros: Vec<f32> = scales.iter().map(|s| -7.5 * s).collect();
-        let bias = if group == 64 { random.normals(n, 0.0, 0.5) } else { vec![] };
-        let case = AwqCase {
-            n,
-            k,
-            group,
-            chunks,
-            qweight: pack::pack_awq_codes(&codes, n, k),
-            wscales: pack::f32_to_bf16(&scales),
-            wzeros: pack::f32_to_bf16(&zeros),
-            bias: pack::f32_to_bf16(&bias),
-            x: random.normals(m * k, 0.0, 1.0),
-        };
+        let w = Awq::new(&mut random, n, k, group, chunks);
+        let case = AwqCase { w, x: random.normals(m * k, 0.0, 1.0) };
         // bf16 inputs after the SiLU, bf16 results.
         devices.compare(&format!("{m} x {n} x {k}, groups of {group}, {chunks} chunks"), 4e-3, &case);
     }
@@ -176,7 +197,7 @@ pub(crate) fn columns(devices: &Devices) {
 }
 
 /// A 4-bit linear in Nunchaku's packing.
-struct Svdq {
+pub(crate) struct Svdq {
     n: usize,
     k: usize,
     rank: usize,
@@ -191,7 +212,7 @@ struct Svdq {
 }
 
 impl Svdq {
-    fn new(random: &mut Random, nvfp4: bool, [n, k]: [usize; 2], rank: usize) -> Self {
+    pub(crate) fn new(random: &mut Random, nvfp4: bool, [n, k]: [usize; 2], rank: usize) -> Self {
         let codes: Vec<i8> = (0..n * k).map(|_| (random.bits() % 16) as i8 - 8).collect();
         let size = 1.0 / (k as f32).sqrt();
         let (codes_of, wscales) = match nvfp4 {
@@ -226,7 +247,7 @@ impl Svdq {
     }
 
     /// As the second linear of an MLP, whose input is shifted if it is INT4.
-    fn after_gelu(self) -> Self {
+    pub(crate) fn after_gelu(self) -> Self {
         Svdq { unsigned: self.codes == Codes::Int4, ..self }
     }
 
@@ -339,7 +360,7 @@ struct QkvCase<W> {
 }
 
 /// What can be loaded on any device.
-trait Load {
+pub(crate) trait Load {
     fn columns(&self) -> usize;
     fn on<D: Device>(&self, dev: &D) -> D::Linear;
 }

@@ -9,6 +9,7 @@
 mod full_width;
 mod image;
 mod linear;
+mod lora;
 mod model;
 mod rows;
 mod support;
@@ -38,16 +39,23 @@ const GENERAL: &[(&str, Test)] = &[
     ("pixels", image::pixels),
     ("dense_images", model::dense_images),
     ("budgets", model::budgets),
+    ("lora_linears", lora::linears),
     ("two_threads", model::two_threads),
 ];
 
 /// What runs in every profile, with INT4 and with NVFP4 weights.
-const QUANTIZED: &[(&str, Test)] =
-    &[("svdq_linears", linear::svdq), ("svdq_qkv", linear::svdq_qkv), ("svdq_mlp", linear::svdq_mlp)];
+const QUANTIZED: &[(&str, Test)] = &[
+    ("svdq_linears", linear::svdq),
+    ("svdq_qkv", linear::svdq_qkv),
+    ("svdq_mlp", linear::svdq_mlp),
+    ("lora_svdq", lora::svdq),
+    ("lora_qkv", lora::qkv),
+    ("lora_mlp", lora::mlp),
+];
 
 /// What is there in one profile only, and what the demo model's INT4 weights are needed for.
-const W4A8: &[(&str, Test)] = &[("folded_codes", linear::folded_codes)];
-const INT4: &[(&str, Test)] = &[("images", model::images)];
+const W4A8: &[(&str, Test)] = &[("folded_codes", linear::folded_codes), ("lora_too_many", lora::too_many)];
+const INT4: &[(&str, Test)] = &[("images", model::images), ("lora_images", lora::images)];
 
 fn main() -> ExitCode {
     let gpu = match Gpu::open(0) {

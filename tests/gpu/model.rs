@@ -4,14 +4,14 @@ use std::ops::ControlFlow;
 
 use svdq::device::cuda::Gpu;
 use svdq::engine::{
-    Context, ContextOptions, DeviceSelect, GenerateParams, ImageMut, Model, ModelOptions, PixelFormat,
+    Context, ContextOptions, DeviceSelect, GenerateParams, ImageMut, Lora, Model, ModelOptions, PixelFormat,
 };
 use svdq::ops::Profile;
 
 use crate::support::Devices;
 
 /// The demo model on the CPU, or on a GPU.
-fn load(gpu: Option<&Gpu>, transformer: Option<&str>, profile: Profile) -> Model {
+pub(crate) fn load(gpu: Option<&Gpu>, transformer: Option<&str>, profile: Profile) -> Model {
     let context = match gpu {
         Some(gpu) => Context::on(gpu.clone()),
         None => Context::new(ContextOptions { device: DeviceSelect::Cpu, ..Default::default() }).unwrap(),
@@ -23,20 +23,31 @@ fn load(gpu: Option<&Gpu>, transformer: Option<&str>, profile: Profile) -> Model
 const SIDE: u32 = 128;
 
 fn generate(model: &Model, prompt: &str, steps: u32, seed: u64) -> Vec<u8> {
+    generate_with(model, prompt, steps, seed, &[])
+}
+
+pub(crate) fn generate_with(
+    model: &Model,
+    prompt: &str,
+    steps: u32,
+    seed: u64,
+    loras: &[(Lora, f32)],
+) -> Vec<u8> {
     let mut pixels = vec![0; (SIDE * SIDE * 3) as usize];
     let mut image = ImageMut::new(&mut pixels, PixelFormat::Rgb8, SIDE, SIDE, 0, false).unwrap();
-    let params = GenerateParams { prompt, width: SIDE, height: SIDE, steps, seed, ..Default::default() };
+    let params =
+        GenerateParams { prompt, width: SIDE, height: SIDE, steps, seed, loras, ..Default::default() };
     model.generate(&params, &mut image, &mut |_| ControlFlow::Continue(())).unwrap();
     pixels
 }
 
-fn psnr(a: &[u8], b: &[u8]) -> f64 {
+pub(crate) fn psnr(a: &[u8], b: &[u8]) -> f64 {
     let square: f64 = a.iter().zip(b).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2)).sum();
     10.0 * (255.0 * 255.0 * a.len() as f64 / square).log10()
 }
 
 /// A seed is a prompt's place.
-const PROMPTS: [&str; 16] = [
+pub(crate) const PROMPTS: [&str; 16] = [
     "pixel art blue potion",
     "pixel art red sword",
     "pixel art green shield",

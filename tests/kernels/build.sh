@@ -20,8 +20,10 @@ compile() {
     grep -q 'C7510\|C7512\|C7513\|C7514' "$out/log" && { cat "$out/log"; fail "$1 for sm_$2: serialized wgmma"; }
     "$cuda/bin/cuobjdump" -sass "$cubin" >"$out/sass"
     if [ "$3" != emulated ]; then
-        # Two registers saved around an epilogue cost nothing; more is a mistake.
-        awk '/bytes spill stores/ { if ($5 > 8) exit 1 }' "$out/log" || { cat "$out/log"; fail "$1 for sm_$2 spills"; }
+        # Two registers saved around an epilogue cost nothing; more is a mistake. Hopper's linears have a thread with 24
+        # registers that fills the ring: it may keep what it needs once a tile in memory.
+        case $1 in gemm_w4a[48]_sm90) most=64 ;; *) most=8 ;; esac
+        awk -v most=$most '/bytes spill stores/ { if ($5 > most) exit 1 }' "$out/log" || { cat "$out/log"; fail "$1 for sm_$2 spills"; }
         grep -q "$3" "$out/sass" || fail "$1 for sm_$2: no $3"
         case $1 in
             gemm* | conv3x3* | *_sm90) ! grep -q 'RET\.' "$out/sass" || fail "$1 for sm_$2 calls a subroutine" ;;

@@ -31,8 +31,9 @@ __device__ inline float plain_activation(float v, int activation) {
 
 __device__ inline float plain_output(float v, const product::Output& o, const float* add, int row, int column) {
     const long long at = static_cast<long long>(row) * o.pitch + column;
+    v *= o.scale;
     if (o.bias) v += o.bias[column];
-    if (o.before.data) v += o.before.load(at);
+    if (o.before.data) v += o.before.load(static_cast<long long>(row) * o.before_pitch + column);
     v = plain_activation(v, o.activation);
     if (o.by) v *= __bfloat162float(o.by[at]);
     if (o.gate) v *= __bfloat162float(o.gate[column]);
@@ -113,7 +114,7 @@ void check_uses(const char* name, Params p, int m, int n, Launch launch, Plain p
         fill(before, 9, 0, 1);
         p.output = {};
         p.output.pitch = pitch;
-        if (use.before) p.output.before = {before.data, 1};
+        if (use.before) p.output.before = {before.data, 1}, p.output.before_pitch = n, p.output.scale = 0.7f;
         if (use.bias) p.output.bias = bias;
         if (use.by) p.output.by = by;
         if (use.gate) p.output.gate = gate;

@@ -84,7 +84,8 @@ inline void check(const Case& c) {
     in.finish(y);
 
     char name[96], text[256];
-    std::snprintf(name, sizeof name, "nvfp4 %s m%d n%d k%d r%d", NAMES[c.epilogue], c.m, c.n, c.k, c.rank);
+    std::snprintf(name, sizeof name, "nvfp4 %s m%d n%d k%d %s", NAMES[c.epilogue], c.m, c.n, c.k,
+                  text_of(c.parts).c_str());
     if (c.epilogue != GELU4) {
         Difference d = compare(in.d_out.host(), y);
         std::snprintf(text, sizeof text, "%s: relative %.1e", name, d.relative);
@@ -117,11 +118,11 @@ inline void check(const Case& c) {
 
 inline void run() {
     for (int m : {1, 77, 300}) {
-        check({m, 384, 256, 32, STORE4, false, 0});
-        check({m, 128, 64, 0, STORE4, false, 0});
-        check({m, 768, 320, 48, QKV4, false, 0});
-        check({m, 384, 448, 16, ADD4, false, 0});
-        check({m, 512, 256, 32, GELU4, false, 48});
+        check({m, 384, 256, {{32}}, STORE4, false, {}});
+        check({m, 128, 64, {{0}}, STORE4, false, {}});
+        check({m, 768, 320, {{48}}, QKV4, false, {}});
+        check({m, 384, 448, {{16}}, ADD4, false, {}});
+        check({m, 512, 256, {{32}}, GELU4, false, {{48}}});
     }
 }
 

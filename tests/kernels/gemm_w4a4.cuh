@@ -4,14 +4,19 @@
 
 #include "../../kernels/gemm_w4a4.cu"
 #include "harness.cuh"
+#include "parts.cuh"
 
 namespace test_gemm_w4a4 {
 
 struct Case {
-    int m, n, k, rank;
+    int m, n, k;
+    Parts parts;
     Epilogue4 epilogue;
     bool is_unsigned;
-    int next_rank;
+    Parts next_parts;
+
+    int rank() const { return rank_of(parts); }
+    int next_rank() const { return rank_of(next_parts); }
 };
 
 // ---- packing by the index formulas
@@ -42,7 +47,7 @@ inline std::vector<bf16> pack_scales(const std::vector<float>& s, int n, int gro
 }
 
 inline std::vector<bf16> pack_up(const std::vector<float>& up, int n, int rank) {
-    std::vector<bf16> out(up.size());
+    std::vector<bf16> out(size_t(n) * rank);
     for (int i = 0; i < n; ++i)
         for (int r = 0; r < rank; ++r) {
             size_t at = ((((size_t(i / 16) * (rank / 16) + r / 16) * 8 + i % 8) * 4 + r % 8 / 2) * 8) + i % 16 / 8 * 4 +
@@ -53,7 +58,7 @@ inline std::vector<bf16> pack_up(const std::vector<float>& up, int n, int rank) 
 }
 
 inline std::vector<bf16> pack_down(const std::vector<float>& down, int rank, int k) {
-    std::vector<bf16> out(down.size());
+    std::vector<bf16> out(size_t(rank) * k);
     for (int r = 0; r < rank; ++r)
         for (int j = 0; j < k; ++j) {
             size_t at = ((((size_t(j / 16) * (rank / 16) + r / 16) * 8 + r % 8) * 4 + j % 8 / 2) * 8) + r % 16 / 8 * 4 +
@@ -96,14 +101,14 @@ struct Inputs {
 
     explicit Inputs(const Case& c)
         : c(c),
-          lora(values(size_t(c.m) * c.rank, 3, 0, 0.5f)),
-          up(values(size_t(c.n) * c.rank, 4, 0, 0.3f)),
+          lora(values(size_t(c.m) * c.rank(), 3, 0, 0.5f)),
+          up(values(size_t(c.n) * c.rank(), 4, 0, 0.3f)),
           bias(values(c.n, 5, 0, 0.5f)),
           columns(values(std::max(c.n, 256), 6, 1, 0.2f)),
           before(values(size_t(c.m) * c.n, 7, 0, 1)),
           rope(values(size_t(c.m) * 128, 8, 0, 0.7f)),
           reciprocal(values(c.n, 9, 1, 0.2f)),
-          down(values(size_t(c.next_rank) * c.n, 10, 0, 0.05f)),
+          down(values(size_t(c.next_rank()) * c.n, 10, 0, 0.05f)),
           d_lora(lora.size() + 1),
           d_up(up.size() + 8),
           d_bias(c.n),
@@ -111,7 +116,7 @@ struct Inputs {
           d_out(before.size()),
           d_down(down.size() + 8),
           d_reciprocal(c.n),
-          d_next_lora(size_t(c.n / 128) * c.m * c.next_rank + 1),
+          d_next_lora(size_t(c.n / 128) * c.m * c.next_rank() + 1),
           d_rope(rope.size()) {
         auto to_bf16 = [](const std::vector<float>& v) {
             std::vector<bf16> out(v.size());
@@ -121,8 +126,13 @@ struct Inputs {
         std::vector<__half> rope_half(rope.size());
         for (size_t i = 0; i < rope.size(); ++i) rope_half[i] = __float2half(rope[i]);
         upload(d_lora, to_bf16(lora).data(), lora.size() * 2);
-        upload(d_up, pack_up(up, c.n, c.rank).data(), up.size() * 2);
-        upload(d_down, pack_down(down, c.next_rank, c.n).data(), down.size() * 2);
+        // The first part is packed, the others are row by row.
+        auto first = [](const Parts& parts) { return parts.empty() ? 0 : parts[0].rank; };
+        const int own = first(c.parts), next_own = first(c.next_parts);
+        upload(d_up, to_bf16(up).data(), up.size() * 2);
+        upload(d_up, pack_up(up, c.n, own).data(), size_t(c.n) * own * 2);
+        upload(d_down, to_bf16(down).data(), down.size() * 2);
+        upload(d_down, pack_down(down, next_own, c.n).data(), size_t(c.n) * next_own * 2);
         upload(d_bias, to_bf16(bias).data(), c.n * 2);
         upload(d_columns, to_bf16(columns).data(), columns.size() * 2);
         upload(d_reciprocal, reciprocal.data(), c.n * 4);
@@ -133,10 +143,11 @@ struct Inputs {
     template <class Params>
     void set(Params& p) const {
         p.lora = d_lora, p.bias = d_bias, p.out = d_out, p.columns = d_columns;
-        p.up = reinterpret_cast<const uint4*>(d_up.data), p.down = reinterpret_cast<const uint4*>(d_down.data);
+        set_up(p.parts, c.parts, d_up.data, c.n);
+        set_down(p.next_parts, c.next_parts, d_down.data, c.n);
         p.rope = reinterpret_cast<const u32*>(d_rope.data);
         p.reciprocal = d_reciprocal, p.next_lora = d_next_lora;
-        p.m = c.m, p.n = c.n, p.k = c.k, p.rank = c.rank, p.next_rank = c.next_rank;
+        p.m = c.m, p.n = c.n, p.k = c.k, p.rank = c.rank(), p.next_rank = c.next_rank();
     }
 
     // Adds low-rank branch and bias to the products `y`, then does the epilogue.
@@ -144,8 +155,8 @@ struct Inputs {
         for (int i = 0; i < c.m; ++i)
             for (int n = 0; n < c.n; ++n) {
                 double sum = y[size_t(i) * c.n + n] + bias[n];
-                for (int r = 0; r < c.rank; ++r)
-                    sum += double(lora[size_t(i) * c.rank + r]) * up[size_t(n) * c.rank + r];
+                for (int r = 0; r < c.rank(); ++r)
+                    sum += double(lora[size_t(i) * c.rank() + r]) * up_at(c.parts, up, c.n, n, r);
                 if (c.epilogue == ADD4) sum = before[size_t(i) * c.n + n] + sum * columns[n];
                 if (c.epilogue == GELU4)
                     sum = 0.5 * sum * (1 + std::tanh(0.7978845608 * (sum + 0.044715 * sum * sum * sum)));
@@ -170,13 +181,15 @@ struct Inputs {
     double low_rank_error(const std::vector<float>& y, int tile = 128) const {
         std::vector<float> got, expected;
         auto partial = d_next_lora.host();
+        auto strengths = strengths_of(c.next_parts);
         for (int i = 0; i < c.m; ++i)
             for (int t = 0; tile * t < c.n; ++t)
-                for (int r = 0; r < c.next_rank; ++r) {
+                for (int r = 0; r < c.next_rank(); ++r) {
                     double sum = 0;
                     for (int n = tile * t; n < std::min(tile * t + tile, c.n); ++n)
                         sum += double(y[size_t(i) * c.n + n]) * down[size_t(r) * c.n + n];
-                    expected.push_back(sum), got.push_back(partial[(size_t(t) * c.m + i) * c.next_rank + r]);
+                    expected.push_back(strengths[r] * sum);
+                    got.push_back(partial[(size_t(t) * c.m + i) * c.next_rank() + r]);
                 }
         return compare(got, expected).relative;
     }
@@ -291,8 +304,8 @@ inline void check(const Case& c) {
     in.finish(y);
 
     char name[96], text[256];
-    std::snprintf(name, sizeof name, "w4a4 %s%s m%d n%d k%d r%d", NAMES[c.epilogue], c.is_unsigned ? " u4" : "", c.m,
-                  c.n, c.k, c.rank);
+    std::snprintf(name, sizeof name, "w4a4 %s%s m%d n%d k%d %s", NAMES[c.epilogue], c.is_unsigned ? " u4" : "", c.m,
+                  c.n, c.k, text_of(c.parts).c_str());
     if (c.epilogue != GELU4) {
         Difference d = compare(in.d_out.host(), y);
         std::snprintf(text, sizeof text, "%s: relative %.1e", name, d.relative);
@@ -307,12 +320,19 @@ inline void check(const Case& c) {
 
 inline void run() {
     for (int m : {1, 77, 300}) {
-        check({m, 384, 256, 32, STORE4, false, 0});
-        check({m, 128, 64, 0, STORE4, false, 0});
-        check({m, 768, 320, 48, QKV4, false, 0});
-        check({m, 384, 448, 16, ADD4, false, 0});
-        check({m, 256, 1024, 128, ADD4, true, 0});
-        check({m, 512, 256, 32, GELU4, false, 48});
+        check({m, 384, 256, {{32}}, STORE4, false, {}});
+        check({m, 128, 64, {{0}}, STORE4, false, {}});
+        check({m, 768, 320, {{48}}, QKV4, false, {}});
+        check({m, 384, 448, {{16}}, ADD4, false, {}});
+        check({m, 256, 1024, {{128}}, ADD4, true, {}});
+        check({m, 512, 256, {{32}}, GELU4, false, {{48}}});
+        // Updates of some columns, which begin and end anywhere.
+        check({m, 768, 320, {{32}, {16, 1, 0, 256}, {64, 1, 256, 512}, {48, 1, 512, 768}}, QKV4, false, {}});
+        check({m, 384, 256, {{0}, {128}, {16, 1, 100, 333}, {32, 1, 383, 384}}, STORE4, false, {}});
+        check({m, 256, 192, {{16}, {16}, {32, 1, 1, 2}}, ADD4, false, {}});
+        check({m, 512, 256, {{16}, {32}}, GELU4, false, {{32}, {16, -0.6f}, {64, 2}}});
+        check({m, 256, 128, {{0}, {16}}, GELU4, false, {{0}, {16, 3}}});
+        check({m, 128, 128, Parts(MAX_PARTS, {16}), GELU4, false, Parts(MAX_PARTS, {16, 0.5f})});
     }
 }
 

@@ -3,10 +3,11 @@
 
 #include "../../kernels/gemm_w4a8_sm90.cu"
 #include "harness.cuh"
+#include "parts.cuh"
 
 namespace test_gemm {
 
-// Every `step`-th row of y by the formula, in double precision beyond the integer sums.
+// Every `step`-th row of y by the formula, in double precision beyond the integer sums; `up` is [n, rank].
 __global__ void reference(const void* xq, bool blocked, const signed char* wq, const float* xs, const float* ws,
                           const bf16* lora, const bf16* up, const bf16* bias, float* y, int m, int n, int k, int rank,
                           int step) {
@@ -32,10 +33,14 @@ __global__ void reference(const void* xq, bool blocked, const signed char* wq, c
 }
 
 struct Case {
-    int m, n, k, rank;
+    int m, n, k;
+    Parts parts;
     Epilogue epilogue;
     bool blocked;
-    int next_rank;
+    Parts next_parts;
+
+    int rank() const { return rank_of(parts); }
+    int next_rank() const { return rank_of(next_parts); }
 };
 
 using Kernel = void (*)(GemmParams);
@@ -70,6 +75,7 @@ struct Data {
     Buffer<__half> rope;
     Buffer<float> reciprocal, next_scales, next_lora;
     Buffer<u8> codes;
+    Buffer<TensorMap> maps;
 
     explicit Data(const Case& c)
         : c(c),
@@ -79,18 +85,19 @@ struct Data {
           wq(size_t(c.n) * c.k),
           xs(size_t(blocks) * c.m),
           ws(c.n),
-          lora(size_t(c.m) * c.rank + 1),
-          up(size_t(c.n) * c.rank + 1),
+          lora(size_t(c.m) * c.rank() + 1),
+          up(size_t(c.n) * c.rank() + 1),
           bias(c.n),
           columns(std::max(c.n, 256)),
-          down(size_t(c.next_rank) * c.n + 1),
+          down(size_t(c.next_rank()) * c.n + 1),
           out(size_t(c.m) * c.n),
           before(size_t(c.m) * c.n),
           rope(size_t(c.m) * 128),
           reciprocal(c.n),
           next_scales(size_t(tiles) * c.m),
-          next_lora(size_t(tiles) * c.m * c.next_rank + 1),
-          codes(size_t(c.m) * c.n) {
+          next_lora(size_t(tiles) * c.m * c.next_rank() + 1),
+          codes(size_t(c.m) * c.n),
+          maps(2 * MAX_PARTS) {
         if (c.blocked) {
             fill(xq, 1, 60, 40, 37, c.k);
         } else {
@@ -114,14 +121,13 @@ struct Data {
         GemmParams p{};
         p.x = map_bytes(xq, c.m, c.k, 128);
         p.w = map_bytes(wq, c.n, c.k, e.columns / 2);
-        p.lora = c.rank ? map_bf16(lora, c.m, c.rank, 128) : p.x;
-        p.up = c.rank ? map_bf16(up, c.n, c.rank, e.columns / 2) : p.w;
+        p.lora = c.rank() ? map_bf16(lora, c.m, c.rank(), 128) : p.x;
+        set_parts_sm90(p, maps, c.parts, up.data, c.next_parts, down.data, c.n, e.columns / 2);
         p.out = c.epilogue == GELU ? map_bytes(codes, c.m, c.n, 64) : map_bf16(out, c.m, c.n, 64);
-        p.down = c.next_rank ? map_bf16(down, c.next_rank, c.n, 32) : p.x;
         p.xs = xs, p.ws = ws, p.bias = bias, p.columns = columns, p.reciprocal = reciprocal,
         p.rope = reinterpret_cast<const u32*>(rope.data);
         p.next_scales = next_scales, p.next_lora = next_lora;
-        p.m = c.m, p.n = c.n, p.k = c.k, p.rank = c.rank, p.next_rank = c.next_rank;
+        p.m = c.m, p.n = c.n, p.k = c.k;
         return p;
     }
 };
@@ -136,9 +142,10 @@ inline void launch(const Case& c, const GemmParams& p) {
 
 inline std::string name(const Case& c) {
     const char* names[] = {"store", "add", "qkv", "gelu"};
-    char text[128];
-    std::snprintf(text, sizeof text, "w4a8 %s%s m%d n%d k%d r%d", names[c.epilogue], c.blocked ? " u8" : "", c.m, c.n,
-                  c.k, c.rank);
+    char text[256];
+    std::snprintf(text, sizeof text, "w4a8 %s%s m%d n%d k%d %s%s", names[c.epilogue], c.blocked ? " u8" : "", c.m, c.n,
+                  c.k, text_of(c.parts).c_str(),
+                  c.next_parts.size() > 1 ? (" next " + text_of(c.next_parts)).c_str() : "");
     return text;
 }
 
@@ -178,6 +185,7 @@ inline void check_gelu(const Data& d, const std::vector<float>& g, int step) {
     auto scales = d.next_scales.host(), partial = d.next_lora.host();
     auto reciprocal = d.reciprocal.host();
     auto down = d.down.host();
+    const std::vector<float> strengths = strengths_of(c.next_parts);
     int rows = g.size() / c.n, off = 0;
     size_t wrong = 0;
     double worst_scale = 0;
@@ -196,17 +204,17 @@ inline void check_gelu(const Data& d, const std::vector<float>& g, int step) {
                 off += delta > 1;
                 wrong += delta == 1;
             }
-            for (int r = 0; r < c.next_rank; ++r) {
+            for (int r = 0; r < c.next_rank(); ++r) {
                 double sum = 0;
                 for (int n = 256 * t; n < end; ++n)
                     sum += double(g[size_t(i) * c.n + n]) * to_float(down[size_t(r) * c.n + n]);
-                expected.push_back(sum);
-                lora.push_back(partial[(size_t(t) * c.m + row) * c.next_rank + r]);
+                expected.push_back(strengths[r] * sum);
+                lora.push_back(partial[(size_t(t) * c.m + row) * c.next_rank() + r]);
             }
         }
     }
     Difference diff = compare(lora, expected);
-    char text[256];
+    char text[384];
     double share = double(wrong) / (double(rows) * c.n);
     std::snprintf(text, sizeof text, "%s: scales off by %.1e, codes off by one %.2f%%, by more %d, low-rank error %.1e",
                   name(c).c_str(), worst_scale, 100 * share, off, diff.relative);
@@ -221,8 +229,15 @@ inline void check(const Case& c, int step) {
     launch(c, d.params());
     int rows = (c.m + step - 1) / step;
     Buffer<float> y(size_t(rows) * c.n);
-    reference<<<dim3((c.n + 127) / 128, rows), 128>>>(d.xq, c.blocked, d.wq, d.xs, d.ws, d.lora, d.up, d.bias, y, c.m,
-                                                      c.n, c.k, c.rank, step);
+    const int rank = c.rank();
+    const auto stored = d.up.host();
+    std::vector<bf16> whole(size_t(c.n) * rank + 1);
+    for (int n = 0; n < c.n; ++n)
+        for (int r = 0; r < rank; ++r) whole[size_t(n) * rank + r] = __float2bfloat16(up_at(c.parts, stored, c.n, n, r));
+    Buffer<bf16> up(whole.size());
+    CUDA(cudaMemcpy(up, whole.data(), whole.size() * sizeof(bf16), cudaMemcpyHostToDevice));
+    reference<<<dim3((c.n + 127) / 128, rows), 128>>>(d.xq, c.blocked, d.wq, d.xs, d.ws, d.lora, up, d.bias, y, c.m,
+                                                      c.n, c.k, rank, step);
     CUDA(cudaDeviceSynchronize());
     auto expected = y.host();
     finish_reference(expected, d, step);
@@ -240,7 +255,7 @@ inline void check(const Case& c, int step) {
     for (int i = 0; i < rows; ++i)
         for (int n = 0; n < c.n; ++n) got.push_back(to_float(out[size_t(i) * step * c.n + n]));
     Difference diff = compare(got, expected);
-    char text[256];
+    char text[384];
     std::snprintf(text, sizeof text, "%s: worst %.1e, relative %.1e", name(c).c_str(), diff.worst, diff.relative);
     report(diff.relative < 4e-3 && diff.worst < 0.1, text);  // bf16 results
 
@@ -272,44 +287,59 @@ inline double time_case(const Case& c, double ceiling) {
 
 inline void run(double ceiling) {
     for (int m : {1, 300, 128 * 3 + 77}) {
-        check({m, 768, 832, 32, STORE, false, 0}, 1);
-        check({m, 384, 256, 16, STORE, false, 0}, 1);
-        check({m, 768, 832, 48, QKV, false, 0}, 1);
-        check({m, 768, 320, 0, ADD, false, 0}, 1);
-        check({m, 384, 832, 128, ADD, true, 0}, 1);
-        check({m, 1024, 256, 32, GELU, false, 32}, 1);
-        check({m, 640, 832, 80, GELU, false, 48}, 1);
+        check({m, 768, 832, {{32}}, STORE, false, {}}, 1);
+        check({m, 384, 256, {{16}}, STORE, false, {}}, 1);
+        check({m, 768, 832, {{48}}, QKV, false, {}}, 1);
+        check({m, 768, 320, {{0}}, ADD, false, {}}, 1);
+        check({m, 384, 832, {{128}}, ADD, true, {}}, 1);
+        check({m, 1024, 256, {{32}}, GELU, false, {{32}}}, 1);
+        check({m, 640, 832, {{80}}, GELU, false, {{48}}}, 1);
+        // Updates of some columns, which begin and end anywhere.
+        check({m, 1152, 320, {{32}, {16, 1, 0, 384}, {64, 1, 384, 768}, {48, 1, 768, 1152}}, QKV, false, {}}, 1);
+        check({m, 768, 256, {{0}, {128, 1}, {16, 1, 100, 333}, {32, 1, 700, 768}}, STORE, false, {}}, 1);
+        check({m, 576, 320, {{32}, {16}, {16, 1, 576 - 9, 576}, {32, 1, 1, 2}}, ADD, false, {}}, 1);
+        check({m, 384, 512, {{16}, {128}, {32}}, ADD, true, {}}, 1);
+        check({m, 1024, 256, {{32}, {16}}, GELU, false, {{32}, {16, -0.6f}, {128, 2}, {48, 0.3f}}}, 1);
+        check({m, 512, 256, {{16}, {16}, {16}, {32, 1, 5, 300}, {16}, {64}, {16}, {16}}, GELU, false, {{0}, {16, 3}}},
+              1);
+        check({m, 256, 256, Parts(MAX_PARTS, {16}), GELU, false, Parts(MAX_PARTS, {16, 0.5f})}, 1);
     }
     if (checks_only) return;
-    check({4608, 9216, 3072, 32, QKV, false, 0}, 97);
-    check({4608, 12288, 3072, 32, GELU, false, 32}, 97);
-    check({4608, 3072, 12288, 32, ADD, true, 0}, 97);
+    check({4608, 9216, 3072, {{32}}, QKV, false, {}}, 97);
+    check({4608, 12288, 3072, {{32}}, GELU, false, {{32}}}, 97);
+    check({4608, 3072, 12288, {{32}}, ADD, true, {}}, 97);
 
     struct Shape {
-        Case c;
+        int m, n, k;
+        Epilogue epilogue;
+        bool blocked;
         int count;
     };
     // One FLUX.1-dev step at 1024x1024.
     const Shape step[] = {
-        {{4608, 9216, 3072, 32, QKV, false, 0}, 38}, {{4608, 12288, 3072, 32, GELU, false, 32}, 38},
-        {{4608, 3072, 3072, 32, ADD, false, 0}, 38}, {{4608, 3072, 12288, 32, ADD, true, 0}, 38},
-        {{4096, 9216, 3072, 32, QKV, false, 0}, 19}, {{4096, 12288, 3072, 32, GELU, false, 32}, 19},
-        {{4096, 3072, 3072, 32, ADD, false, 0}, 19}, {{4096, 3072, 12288, 32, ADD, true, 0}, 19},
-        {{512, 9216, 3072, 32, QKV, false, 0}, 19},  {{512, 12288, 3072, 32, GELU, false, 32}, 19},
-        {{512, 3072, 3072, 32, ADD, false, 0}, 19},  {{512, 3072, 12288, 32, ADD, true, 0}, 19},
+        {4608, 9216, 3072, QKV, false, 38}, {4608, 12288, 3072, GELU, false, 38},
+        {4608, 3072, 3072, ADD, false, 38}, {4608, 3072, 12288, ADD, true, 38},
+        {4096, 9216, 3072, QKV, false, 19}, {4096, 12288, 3072, GELU, false, 19},
+        {4096, 3072, 3072, ADD, false, 19}, {4096, 3072, 12288, ADD, true, 19},
+        {512, 9216, 3072, QKV, false, 19}, {512, 12288, 3072, GELU, false, 19},
+        {512, 3072, 3072, ADD, false, 19}, {512, 3072, 12288, ADD, true, 19},
     };
-    double total_ms = 0, total_flop = 0;
-    for (const Shape& s : step) {
-        total_ms += s.count * time_case(s.c, ceiling);
-        total_flop += s.count * 2.0 * s.c.m * s.c.n * s.c.k;
+    for (const Parts& parts : {Parts{{32}}, Parts{{32}, {32, 0.7f}}, Parts{{32}, {128, 0.7f}}}) {
+        double total_ms = 0, total_flop = 0;
+        for (const Shape& s : step) {
+            total_ms +=
+                s.count * time_case({s.m, s.n, s.k, parts, s.epilogue, s.blocked, s.epilogue == GELU ? parts : Parts{}},
+                                    ceiling);
+            total_flop += s.count * 2.0 * s.m * s.n * s.k;
+        }
+        std::printf("time   all quantised GEMMs of a step, %s    %8.2f ms %7.1f TF/s\n", text_of(parts).c_str(), total_ms,
+                    total_flop / total_ms / 1e9);
     }
-    std::printf("time   all quantised GEMMs of a step        %8.2f ms %7.1f TF/s\n", total_ms,
-                total_flop / total_ms / 1e9);
-    time_case({4608, 9216, 3072, 32, STORE, false, 0}, ceiling);
-    time_case({4608, 9216, 3072, 0, STORE, false, 0}, ceiling);
-    time_case({4608, 12288, 3072, 32, STORE, false, 0}, ceiling);
-    time_case({4608, 3072, 12288, 32, ADD, false, 0}, ceiling);
-    time_case({8192, 8192, 8192, 32, STORE, false, 0}, ceiling);
+    time_case({4608, 9216, 3072, {{32}}, STORE, false, {}}, ceiling);
+    time_case({4608, 9216, 3072, {{0}}, STORE, false, {}}, ceiling);
+    time_case({4608, 12288, 3072, {{32}}, STORE, false, {}}, ceiling);
+    time_case({4608, 3072, 12288, {{32}}, ADD, false, {}}, ceiling);
+    time_case({8192, 8192, 8192, {{32}}, STORE, false, {}}, ceiling);
 }
 
 }  // namespace test_gemm

@@ -117,7 +117,8 @@ void fill(const Buffer<T>& b, u32 seed, float mean, float deviation, int outlier
 // ------------------------------------------------------------------------------------------------------
 
 inline TensorMap tensor_map(CUtensorMapDataType type, int element_bytes, const void* data, u64 rows, u64 columns,
-                            u32 box_rows, u32 box_columns, u64 pitch = 0) {
+                            u32 box_rows, u32 box_columns, u64 pitch = 0,
+                            CUtensorMapSwizzle swizzle = CU_TENSOR_MAP_SWIZZLE_128B) {
     static auto encode = [] {
         void* f = nullptr;
         cudaDriverEntryPointQueryResult found;
@@ -129,7 +130,7 @@ inline TensorMap tensor_map(CUtensorMapDataType type, int element_bytes, const v
     cuuint64_t size[2] = {columns, rows}, stride[1] = {(pitch ? pitch : columns) * element_bytes};
     cuuint32_t box[2] = {box_columns, box_rows}, step[2] = {1, 1};
     CUresult r = encode(reinterpret_cast<CUtensorMap*>(&map), type, 2, const_cast<void*>(data), size, stride, box, step,
-                        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                        CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                         CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (r != CUDA_SUCCESS) {
         std::printf("FAILED cuTensorMapEncodeTiled: %d (%llu x %llu, box %u x %u)\n", r, rows, columns, box_rows,
@@ -141,6 +142,11 @@ inline TensorMap tensor_map(CUtensorMapDataType type, int element_bytes, const v
 
 inline TensorMap map_bf16(const void* data, u64 rows, u64 columns, u32 box_rows) {
     return tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, data, rows, columns, box_rows, 64);
+}
+// Boxes of 16 columns.
+inline TensorMap map_up(const void* data, u64 rows, u64 columns, u32 box_rows) {
+    return tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, data, rows, columns, box_rows, 16, 0,
+                      CU_TENSOR_MAP_SWIZZLE_32B);
 }
 inline TensorMap map_bytes(const void* data, u64 rows, u64 columns, u32 box_rows) {
     return tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, data, rows, columns, box_rows, 128);

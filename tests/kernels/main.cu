@@ -47,7 +47,11 @@ int main(int argc, char** argv) {
     if (wanted("nvfp4")) test_gemm_nvfp4::run();
     if (wanted("w4a8")) test_gemm::run(INT8);
     if (wanted("attention")) test_attention::run(BF16);
-    if (wanted("step") && !checks_only) test_step::run(1024, 4), test_step::run(512, 4);
+    if (wanted("step") && !checks_only) {
+        // The base alone, and with a LoRA of rank 32 and of rank 128 on every linear.
+        for (const Parts& parts : {Parts{{32}}, Parts{{32}, {32, 0.7f}}, Parts{{32}, {128, 0.7f}}})
+            test_step::run(1024, 3, parts), test_step::run(512, 2, parts);
+    }
     if (wanted("vae") && !checks_only) test_vae::run();
     if (wanted("ceiling") && !checks_only) ceiling::run(1.5);
 #endif

@@ -4,6 +4,7 @@
 #include "../../kernels/quantize.cu"
 #include "harness.cuh"
 #include "nvfp4.cuh"
+#include "parts.cuh"
 
 namespace test_quantize {
 
@@ -19,13 +20,15 @@ inline void launch(const QuantizeParams& p, QuantizeTo to = TO_W4A8, int rows = 
 }
 
 struct Data {
+    int rank;
     Buffer<bf16> x, down, lora, scale, shift;
     Buffer<float> reciprocal, xs;
     Buffer<signed char> xq;
     QuantizeParams p;
 
-    Data(int m, int k, int rank, bool norm)
-        : x(size_t(m) * k),
+    Data(int m, int k, const Parts& parts, bool norm)
+        : rank(rank_of(parts)),
+          x(size_t(m) * k),
           down(size_t(rank) * k + 1),
           lora(size_t(m) * rank + 1),
           scale(k),
@@ -38,7 +41,8 @@ struct Data {
         fill(down, 33, 0, 0.05f);
         fill(scale, 34, 1.0f, 0.3f);
         fill(shift, 35, 0, 0.3f);
-        p = {x, norm ? scale.data : nullptr, shift, reciprocal, down, xq, xs, lora, m, k, rank};
+        p = {x, norm ? scale.data : nullptr, shift, reciprocal, xq, xs, lora, m, k, rank, {}};
+        set_down(p.parts, parts, down.data, k);
     }
 };
 
@@ -52,8 +56,10 @@ inline int code(const std::vector<signed char>& xq, QuantizeTo to, int i, int j,
     return nibble < 8 ? nibble : nibble - 16;
 }
 
-inline void check(int m, int k, int rank, bool norm, QuantizeTo to, int rows_a_block) {
-    Data d(m, k, rank, norm);
+inline void check(int m, int k, const Parts& parts, bool norm, QuantizeTo to, int rows_a_block) {
+    Data d(m, k, parts, norm);
+    const int rank = d.rank;
+    const std::vector<float> strengths = strengths_of(parts);
     launch(d.p, to, rows_a_block);
     CUDA(cudaDeviceSynchronize());
     auto x = d.x.host(), down = d.down.host(), lora = d.lora.host(), scale = d.scale.host(), shift = d.shift.host();
@@ -91,7 +97,7 @@ inline void check(int m, int k, int rank, bool norm, QuantizeTo to, int rows_a_b
         for (int r = 0; r < rank; ++r) {
             double sum = 0;
             for (int j = 0; j < k; ++j) sum += h[j] * to_float(down[size_t(r) * k + j]);
-            expected.push_back(sum), got.push_back(to_float(lora[size_t(i) * rank + r]));
+            expected.push_back(strengths[r] * sum), got.push_back(to_float(lora[size_t(i) * rank + r]));
         }
     }
     Difference diff = compare(got, expected);
@@ -99,11 +105,11 @@ inline void check(int m, int k, int rank, bool norm, QuantizeTo to, int rows_a_b
     char text[200];
     std::snprintf(
         text, sizeof text,
-        "quantise %s m%d k%d r%d%s: scales off by %.1e, codes off by one %.2f%%, by more %d, low-rank error %.1e",
+        "quantise %s m%d k%d %s%s: scales off by %.1e, codes off by one %.2f%%, by more %d, low-rank error %.1e",
         to == TO_W4A8   ? "w4a8"
         : to == TO_W4A4 ? "w4a4"
                         : "nvfp4",
-        m, k, rank, norm ? " norm" : "", worst_scale, 100 * share, more, diff.relative);
+        m, k, text_of(parts).c_str(), norm ? " norm" : "", worst_scale, 100 * share, more, diff.relative);
     // h is rounded to bf16 first; in w4a4 so are the smoothed values and the scales. nvfp4's scales are of 4 bits.
     report(worst_scale < (to == TO_NVFP4 ? 0.075 : 1.2e-2) && share < 0.02 && more == 0 && diff.relative < 5e-3, text);
     Bits first, second;
@@ -116,7 +122,7 @@ inline void check(int m, int k, int rank, bool norm, QuantizeTo to, int rows_a_b
 
 // quantize_w4a4_sm90 gives the codes, scales and low-rank sums of quantize_w4a4.
 inline void check_sm90(int m, int k, bool norm, int rows_a_block) {
-    Data plain(m, k, 32, norm), d(m, k, 32, norm);
+    Data plain(m, k, {{32}}, norm), d(m, k, {{32}}, norm);
     launch(plain.p, TO_W4A4, rows_a_block), launch(d.p, TO_W4A4_SM90, rows_a_block);
     CUDA(cudaDeviceSynchronize());
     const u8 numbers[16] = {0,    0x38, 0x40, 0x44, 0x48, 0x4a, 0x4c, 0x4e,
@@ -145,23 +151,25 @@ inline void run() {
         check_sm90(m, 320, true, 16);
         check_sm90(m, 3072, false, 8);
         for (QuantizeTo to : {TO_W4A8, TO_W4A4, TO_NVFP4}) {
-            check(m, 256, 32, true, to, 16);
-            check(m, 1024, 16, false, to, 8);
-            check(m, 3072, 32, true, to, rows);
-            check(m, 2112, 128, true, to, 8);
-            check(m, largest, 48, false, to, rows);
+            check(m, 256, {{32}}, true, to, 16);
+            check(m, 1024, {{16}}, false, to, 8);
+            check(m, 3072, {{32}, {16, -0.7f}, {128, 2.0f}}, true, to, rows);
+            check(m, 2112, {{128}}, true, to, 8);
+            check(m, largest, {{0}, {48, 0.3f}}, false, to, rows);
+            check(m, 320, {{16}, {16}, {32, 0.5f}, {16, -1}, {64, 3}, {16, 0.1f}, {16, 1}, {48, -2}}, true, to, 8);
+            check(m, 320, Parts(MAX_PARTS, {16, 0.5f}), false, to, 16);
         }
     }
     if (checks_only) return;
-    check(4608, 3072, 32, true, TO_W4A8, 16);
+    check(4608, 3072, {{32}}, true, TO_W4A8, 16);
     for (int m : {4608, 512}) {
-        for (int rank : {32, 0})
+        for (const Parts& parts : {Parts{{32}}, Parts{{0}}, Parts{{32}, {32, 0.5f}}, Parts{{32}, {128, 0.5f}}})
             for (bool norm : {true, false}) {
-                Data a(m, 3072, rank, norm), b(m, 3072, rank, norm), c(m, 3072, rank, norm);
+                Data a(m, 3072, parts, norm), b(m, 3072, parts, norm), c(m, 3072, parts, norm);
                 const QuantizeParams* sets[] = {&a.p, &b.p, &c.p};
                 double ms = time_ms([&](int i) { launch(*sets[i % 3]); });
-                std::printf("time   quantise%s m%d k3072 r%d %8.4f ms %7.1f GB/s\n", norm ? " norm" : "", m, rank, ms,
-                            m * 3072.0 * 3 / ms / 1e6);
+                std::printf("time   quantise%s m%d k3072 %s %8.4f ms %7.1f GB/s\n", norm ? " norm" : "", m,
+                            text_of(parts).c_str(), ms, m * 3072.0 * 3 / ms / 1e6);
             }
     }
     Buffer<float> partial(48ull * 4608 * 32);

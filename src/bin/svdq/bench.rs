@@ -3,11 +3,11 @@
 mod report;
 
 use std::ops::ControlFlow;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lexopt::prelude::*;
 use report::{Bench, Parts, Size};
-use svdq::engine::{GenerateParams, ImageMut, Model, PixelFormat, Progress, RandomSizes};
+use svdq::engine::{GenerateParams, ImageMut, Lora, Model, PixelFormat, Progress, RandomSizes};
 use svdq::weights::flux::FluxConfig;
 
 use crate::Failure;
@@ -69,7 +69,7 @@ fn measure(
     };
     let load = begin.elapsed();
     let resident = context.gpu_memory().map(|[now, _]| now);
-    let loras = args.load_loras(&model)?;
+    let (loras, lora_load) = load_loras(args, &model)?;
     let params = GenerateParams { loras: &loras, ..params.clone() };
     let sides = if random_weights && params.width == 0 { &[512, 1024][..] } else { &[0] };
     let mut bench = Bench::new(&context, &model, args.name().unwrap_or("demo"), load, runs);
@@ -78,11 +78,31 @@ fn measure(
         let params = GenerateParams { width: or(params.width), height: or(params.height), ..params.clone() };
         bench.sizes.push(measure_size(&model, &params, runs, start)?);
     }
+    bench.lora_load = lora_load;
     bench.memory = resident.zip(context.gpu_memory()).map(|(resident, [_, peak])| [resident, peak]);
     if !random_weights {
         bench.reading = Some(Model::time_reading(&context, &args.model_options()?)?);
     }
     Ok(bench)
+}
+
+/// How often LoRAs are loaded again.
+const LORA_LOADS: usize = 5;
+
+/// The LoRAs, if any, and how long they took to load for the first time and, as the median, again.
+#[expect(clippy::type_complexity, reason = "one caller")]
+fn load_loras(args: &ModelArgs, model: &Model) -> Result<(Vec<(Lora, f32)>, Option<[Duration; 2]>), Failure> {
+    let load = || -> Result<_, Failure> {
+        let begin = Instant::now();
+        Ok((args.load_loras(model)?, begin.elapsed()))
+    };
+    let (loras, first) = load()?;
+    if loras.is_empty() {
+        return Ok((loras, None));
+    }
+    let mut again = (0..LORA_LOADS).map(|_| load().map(|(_, time)| time)).collect::<Result<Vec<_>, _>>()?;
+    again.sort_unstable();
+    Ok((loras, Some([first, again[LORA_LOADS / 2]])))
 }
 
 /// The sizes that `--model` names.

@@ -73,10 +73,10 @@ impl Linear {
             Weights::Int(IntPanels::pack(on, k, block, zero, &unpacked.codes, &unpacked.scales))
         };
         let low_rank = (rank > 0).then(|| {
-            let down = pack::unpack_lora_down(&source.lora_down, k, rank);
-            let up = pack::unpack_lora_up(&source.lora_up, n, rank);
-            let storage = Storage::Bf16;
-            LowRank::new(on, &LowRankSource { n, k, rows: 0..n, rank, down, up, bias: vec![], storage })
+            let down = pack::unpack_lora_down(&source.lora_down, k, rank).into();
+            let up = pack::unpack_lora_up(&source.lora_up, n, rank).into();
+            let source = LowRankSource { n, k, rows: 0..n, rank, down, up, bias: vec![] };
+            LowRank::stored(on, Storage::Bf16, &source)
         });
         let svdq = Svdq { quantizer, low_rank };
         Linear { n, k, bias: pack::unpack_vector(&source.bias), weights, svdq: Some(svdq) }

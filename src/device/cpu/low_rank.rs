@@ -3,7 +3,7 @@
 use super::gemm::{Panels, Tile, panel_width};
 use super::pool::Pool;
 use super::simd::Level;
-use crate::ops::LowRankSource;
+use crate::ops::{LowRankSource, Storage};
 
 /// `B A` and a bias, for some outputs of a linear.
 pub struct LowRank {
@@ -22,8 +22,17 @@ pub struct LowRank {
 }
 
 impl LowRank {
-    pub(super) fn new(on: (Level, &Pool), source: &LowRankSource) -> LowRank {
-        let LowRankSource { n, k, ref rows, rank, ref down, ref up, ref bias, storage } = *source;
+    pub(super) fn new(on: (Level, &Pool), source: &LowRankSource<'_>) -> LowRank {
+        let storage = match source.down.is_bf16() && source.up.is_bf16() {
+            true => Storage::Bf16,
+            false => Storage::F32,
+        };
+        Self::stored(on, storage, source)
+    }
+
+    /// Of values that are as exact as `storage` says.
+    pub(super) fn stored(on: (Level, &Pool), storage: Storage, source: &LowRankSource<'_>) -> LowRank {
+        let LowRankSource { n, k, ref rows, rank, ref down, ref up, ref bias } = *source;
         assert!(rows.start < rows.end && rows.end <= n, "the update is of outputs that are not there");
         let width = panel_width(on.0);
         let (first, end) = (rows.start / width, rows.end.div_ceil(width));

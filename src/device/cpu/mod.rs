@@ -85,8 +85,8 @@ impl Device for Cpu {
         })
     }
 
-    fn load_low_rank(&self, source: &LowRankSource) -> Result<LowRank> {
-        Ok(LowRank::new(self.on(), source))
+    fn load_low_ranks(&self, sources: &[LowRankSource<'_>]) -> Result<Vec<LowRank>> {
+        Ok(sources.iter().map(|source| LowRank::new(self.on(), source)).collect())
     }
 
     fn load_conv(&self, source: &ConvSource) -> Result<Conv> {

@@ -4,11 +4,40 @@ use std::borrow::Cow;
 
 use super::Cuda;
 use super::generic::{LinearParams, Output, W4A16Params};
+use super::low_rank::{self, Update};
 use super::memory::Range;
 use super::stored::Stored;
+use super::tensor::Elements;
 use crate::Result;
 use crate::ops::{AwqSource, DenseSource, Usage};
 use crate::weights::pack;
+
+/// What the low-rank updates of a product add to it.
+struct Updates {
+    products: Option<Range>,
+    /// With that of the linear.
+    bias: Option<Range>,
+    /// That of the linear, f32, or 0.
+    own: u64,
+    /// Columns of `products`.
+    n: usize,
+}
+
+impl Updates {
+    /// For `rows` rows of `x`, `[rows, k]` bf16, and `n` outputs.
+    fn of(cuda: &Cuda, [rows, n, k]: [usize; 3], x: u64, own: u64, updates: &[Update<'_>]) -> Result<Self> {
+        let products = low_rank::products(cuda, x, [rows, n, k], updates)?;
+        let bias = low_rank::bias(cuda, Elements::f32(own), n, updates)?;
+        Ok(Updates { products, bias, own, n })
+    }
+
+    /// What `output` makes of a bias, and these.
+    fn to(&self, output: impl FnOnce(u64) -> Output) -> Output {
+        let before = self.products.as_ref().map_or(Elements::NONE, |sum| Elements::f32(sum.at()));
+        let before_pitch = if self.products.is_some() { self.n as i32 } else { 0 };
+        Output { before, before_pitch, ..output(self.bias.as_ref().map_or(self.own, Range::at)) }
+    }
+}
 
 /// A matrix of bf16.
 pub(super) struct Dense {
@@ -30,22 +59,25 @@ impl Dense {
         Ok(Dense { n: source.n, k: source.k, weight, bias })
     }
 
-    /// What `output` makes, given the bias, of the product with `rows` rows of `x`, `[rows, k]` bf16.
+    /// What `output` makes, given the bias, of the product with `rows` rows of `x`, `[rows, k]` bf16, and of `updates`.
     pub(super) fn apply(
         &self,
         cuda: &Cuda,
         x: u64,
         rows: usize,
+        updates: &[Update<'_>],
         output: impl FnOnce(u64) -> Output,
     ) -> Result<()> {
         let weight = cuda.fetch(&self.weight)?;
+        let bias = self.bias.as_ref().map_or(0, Range::at);
+        let updates = Updates::of(cuda, [rows, self.n, self.k], x, bias, updates)?;
         cuda.gpu.generic.linear(&LinearParams {
             x,
             w: weight.at(),
             m: rows as i32,
             n: self.n as i32,
             k: self.k as i32,
-            output: output(self.bias.as_ref().map_or(0, Range::at)),
+            output: updates.to(output),
         })
     }
 }
@@ -91,10 +123,13 @@ impl Awq {
         cuda: &Cuda,
         x: u64,
         rows: usize,
+        updates: &[Update<'_>],
         output: impl FnOnce(u64) -> Output,
     ) -> Result<()> {
         let (codes, scales) = (cuda.fetch(&self.codes)?, cuda.fetch(&self.scales)?);
         let zeros = cuda.fetch(&self.zeros)?;
+        let bias = self.bias.as_ref().map_or(0, Range::at);
+        let updates = Updates::of(cuda, [rows, self.n, self.k], x, bias, updates)?;
         cuda.gpu.generic.linear_w4a16(&W4A16Params {
             x,
             codes: codes.at(),
@@ -105,7 +140,7 @@ impl Awq {
             k: self.k as i32,
             group: self.group as i32,
             chunks: self.chunks as i32,
-            output: output(self.bias.as_ref().map_or(0, Range::at)),
+            output: updates.to(output),
         })
     }
 }

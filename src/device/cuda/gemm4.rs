@@ -10,6 +10,7 @@ use super::choice::Format;
 use super::driver::Context;
 use super::kernels::{Grid, Kernel, Module, argument};
 use super::linear::Epilogue;
+use super::low_rank::{self, DownPart, MAX_PARTS, Part, UpPart};
 use super::quantize::Quantizer;
 use crate::Result;
 use crate::ops::Work;
@@ -29,16 +30,16 @@ pub(super) struct Operands {
 #[derive(Clone, Copy, Default)]
 struct Rest {
     lora: u64,
-    up: u64,
     bias: u64,
     out: u64,
     columns: u64,
     rope: u64,
     reciprocal: u64,
-    down: u64,
     next_x: u64,
     next_scales: u64,
     next_lora: u64,
+    parts: [UpPart; MAX_PARTS],
+    next_parts: [DownPart; MAX_PARTS],
     m: i32,
     n: i32,
     k: i32,
@@ -62,20 +63,19 @@ struct GemmNvfp4Params {
 }
 
 /// A product: rows that are ready, and weights.
-pub(super) struct Product {
+pub(super) struct Product<'a> {
     pub(super) operands: Operands,
     /// NVFP4: `[n]` f32
     pub(super) channels: u64,
     /// `[m, rank]` bf16
     pub(super) lora: u64,
-    /// `[n, rank]`, packed
-    pub(super) up: u64,
+    /// The low-rank branch, the first part packed.
+    pub(super) parts: &'a [Part],
     /// `[n]` bf16
     pub(super) bias: u64,
     pub(super) m: usize,
     pub(super) n: usize,
     pub(super) k: usize,
-    pub(super) rank: usize,
     /// Codes of `x` have no sign. INT4 only.
     pub(super) unsigned: bool,
 }
@@ -128,10 +128,11 @@ impl Kernels {
     }
 
     /// A 4-bit linear.
-    pub(super) fn linear(&self, product: &Product, epilogue: &Epilogue) -> Result<()> {
-        let &Product { operands, channels, lora, up, bias, m, n, k, rank, unsigned } = product;
-        let [m_, n_, k_, rank_] = [m, n, k, rank].map(|size| size as i32);
-        let mut rest = Rest { lora, up, bias, m: m_, n: n_, k: k_, rank: rank_, ..Rest::default() };
+    pub(super) fn linear(&self, product: &Product<'_>, epilogue: &Epilogue<'_>) -> Result<()> {
+        let &Product { operands, channels, lora, parts, bias, m, n, k, unsigned } = product;
+        let [m_, n_, k_, rank] = [m, n, k, low_rank::rank(parts)].map(|size| size as i32);
+        let parts = low_rank::up_parts(parts, |part| part.up);
+        let mut rest = Rest { lora, parts, bias, m: m_, n: n_, k: k_, rank, ..Rest::default() };
         let kernel = match (epilogue, unsigned) {
             (Epilogue::Store { .. }, false) => self.store,
             (Epilogue::Add { .. }, false) => self.add,
@@ -144,9 +145,10 @@ impl Kernels {
             Epilogue::Store { out } => rest.out = out,
             Epilogue::Add { out, gate } => (rest.out, rest.columns) = (out, gate),
             Epilogue::Qkv { out, norms, rope } => (rest.out, rest.columns, rest.rope) = (out, norms, rope),
-            Epilogue::Gelu { codes, scales, reciprocal, down, rank, partials } => {
+            Epilogue::Gelu { codes, scales, reciprocal, parts, partials } => {
                 (rest.next_x, rest.next_scales, rest.reciprocal) = (codes, scales, reciprocal);
-                (rest.down, rest.next_lora, rest.next_rank) = (down, partials, rank as i32);
+                rest.next_parts = low_rank::down_parts(parts, |part| part.down);
+                (rest.next_lora, rest.next_rank) = (partials, low_rank::rank(parts) as i32);
             }
         }
         let kernel = kernel.doing([m, n, k], Work::Small);

@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "launches kernels")]
 
 use std::ffi::c_void;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::choice;
@@ -14,8 +15,8 @@ use super::tensor::Elements;
 use crate::Result;
 use crate::ops::{Activation, Work};
 
-/// `product::Output`: `out = act(sum + bias + before) · by · gate + add`, where 0 stands for what is absent.
-/// Tensors have rows of `pitch` elements.
+/// `product::Output`: `out = act(scale · sum + bias + before) · by · gate + add`, where 0 stands for what is absent.
+/// Tensors have rows of `pitch` elements, `before` of `before_pitch`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(super) struct Output {
@@ -27,6 +28,8 @@ pub(super) struct Output {
     pub(super) bias: u64,
     pub(super) activation: i32,
     pub(super) pitch: i32,
+    pub(super) before_pitch: i32,
+    pub(super) scale: f32,
 }
 
 impl Output {
@@ -40,6 +43,8 @@ impl Output {
             bias,
             activation: activation(act),
             pitch: cols as i32,
+            before_pitch: 0,
+            scale: 1.0,
         }
     }
 }
@@ -188,6 +193,7 @@ pub(super) struct Kernels {
     /// Heads of any number of channels: the kernel, its queries and shared memory.
     attention_wide: (Kernel, (u32, u32)),
     convert: Kernel,
+    add_bias: Kernel,
     euler_step: Kernel,
     to_rgb8: Kernel,
     rope_pairs: Kernel,
@@ -242,6 +248,7 @@ impl Kernels {
                 wide_shape,
             ),
             convert: elementwise.kernel(c"convert", 0)?,
+            add_bias: elementwise.kernel(c"add_bias", 0)?,
             euler_step: elementwise.kernel(c"euler_step", 0)?,
             to_rgb8: elementwise.kernel(c"to_rgb8", 0)?,
             rope_pairs: constants.kernel(c"rope_pairs", 0)?,
@@ -339,6 +346,29 @@ impl Kernels {
         let kernel =
             self.convert.doing([count, 0, 0], Work::Bytes((count * (from.bytes() + to.bytes())) as f64));
         self.each(kernel, count, &mut arguments)
+    }
+
+    /// `to[i] = from[i] + strength · update[i - rows.start]` for `i` in `rows`, and `from[i]`, `count` of them; no `from`
+    /// is zeros. `update` is f32.
+    pub(super) fn add_bias(
+        &self,
+        [from, to]: [Elements; 2],
+        update: u64,
+        count: usize,
+        rows: &Range<usize>,
+        strength: f32,
+    ) -> Result<()> {
+        let [elements, first, last] = [count, rows.start, rows.end].map(|n| n as i32);
+        let mut arguments = [
+            argument(&from),
+            argument(&to),
+            argument(&update),
+            argument(&elements),
+            argument(&first),
+            argument(&last),
+            argument(&strength),
+        ];
+        self.each(self.add_bias, count, &mut arguments)
     }
 
     /// `latents += dt · velocity`

@@ -10,6 +10,7 @@ use super::api::{CUtensorMap, Fill, Interleave, Promotion, Swizzle, TensorMapTyp
 use super::driver::Context;
 use super::kernels::{Grid, Kernel, Module, argument};
 use super::linear::Epilogue;
+use super::low_rank::{self, DownPart, MAX_PARTS, Part, UpPart};
 use super::memory::Range;
 use super::quantize::Quantizer;
 use crate::Result;
@@ -32,13 +33,23 @@ pub(super) struct Matrix {
 impl TensorMap {
     /// Of boxes of `box_rows` rows of 128 bytes.
     pub(super) fn new(context: &Context, matrix: &Matrix, box_rows: u32) -> Result<Self> {
+        Self::of_boxes(context, matrix, box_rows, 128, Swizzle::CU_TENSOR_MAP_SWIZZLE_128B)
+    }
+
+    fn of_boxes(
+        context: &Context,
+        matrix: &Matrix,
+        box_rows: u32,
+        box_bytes: u32,
+        swizzle: Swizzle,
+    ) -> Result<Self> {
         let (element, bytes) = match matrix.bf16 {
             true => (TensorMapType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2),
             false => (TensorMapType::CU_TENSOR_MAP_DATA_TYPE_UINT8, 1),
         };
         let sizes = [matrix.cols as u64, matrix.rows as u64];
         let strides = [matrix.cols as u64 * bytes];
-        let tile = [128 / bytes as u32, box_rows];
+        let tile = [box_bytes / bytes as u32, box_rows];
         let mut map = TensorMap([0; 16]);
         let _current = context.enter()?;
         // SAFETY: describes memory without touching it; a map is 128 bytes at a multiple of 64.
@@ -53,7 +64,7 @@ impl TensorMap {
                 tile.as_ptr(),
                 [1, 1].as_ptr(),
                 Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                Swizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                swizzle,
                 Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )
@@ -63,15 +74,46 @@ impl TensorMap {
     }
 }
 
+/// The maps of a part of a low-rank branch, as they lie in the GPU's memory one after another.
+pub(super) struct PartMaps([TensorMap; 3]);
+
+impl PartMaps {
+    /// How many bytes they take.
+    pub(super) const BYTES: usize = 3 * 128;
+
+    /// Of a linear with `k` inputs: `down`, `[rank, k]`, and `up`, `[outputs, rank]`.
+    pub(super) fn new(context: &Context, down: u64, up: u64, sizes: [usize; 3]) -> Result<Self> {
+        let [k, outputs, rank] = sizes;
+        let up = Matrix { at: up, rows: outputs, cols: rank, bf16: true };
+        let of_up = |columns: usize| {
+            let swizzle = Swizzle::CU_TENSOR_MAP_SWIZZLE_32B;
+            TensorMap::of_boxes(context, &up, columns as u32 / 2, 32, swizzle)
+        };
+        let down = TensorMap::new(context, &Matrix { at: down, rows: rank, cols: k, bf16: true }, 16)?;
+        Ok(PartMaps([of_up(STORE_COLUMNS)?, of_up(ADD_COLUMNS)?, down]))
+    }
+
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        self.0.iter().flat_map(|map| map.0).flat_map(u64::to_le_bytes).collect()
+    }
+
+    /// Of `up`, for tiles of so many columns, among maps that begin at `at`.
+    fn up(at: u64, columns: usize) -> u64 {
+        at + if columns == ADD_COLUMNS { 128 } else { 0 }
+    }
+
+    fn down(at: u64) -> u64 {
+        at + 2 * 128
+    }
+}
+
 /// `GemmParams`
 #[repr(C)]
 struct GemmParams {
     x: TensorMap,
     w: TensorMap,
     lora: TensorMap,
-    up: TensorMap,
     out: TensorMap,
-    down: TensorMap,
     xs: u64,
     ws: u64,
     bias: u64,
@@ -80,6 +122,8 @@ struct GemmParams {
     rope: u64,
     next_scales: u64,
     next_lora: u64,
+    parts: [UpPart; MAX_PARTS],
+    next_parts: [DownPart; MAX_PARTS],
     m: i32,
     n: i32,
     k: i32,
@@ -129,6 +173,8 @@ struct Linears {
 
 /// Columns of a tile of the entry points that do not add.
 const STORE_COLUMNS: usize = 256;
+/// The same of those that add in profile W4A8.
+const ADD_COLUMNS: usize = 192;
 const ATTENTION_SHARED: u32 = 128 * 128 * 2 + 2 * 2 * (ATTENTION_KEYS * 128 * 2) + 8 * (1 + 4 * 2);
 const ATTENTION_KEYS: u32 = 128;
 
@@ -146,7 +192,7 @@ pub(super) struct Quantized<'a> {
     pub(super) codes: &'a Range,
     /// f32. W4A8: `[rows]`, or `[k/256, rows]` if unsigned. W4A4: `[k/64, rows]`.
     pub(super) scales: &'a Range,
-    /// `[rows, rank]` bf16
+    /// `[rows, rank]` bf16, the ranks of all parts side by side
     pub(super) lora: &'a Range,
     /// Codes without a sign: fc2's.
     pub(super) unsigned: bool,
@@ -158,15 +204,14 @@ pub(super) struct Weights<'a> {
     pub(super) profile: Profile,
     pub(super) n: usize,
     pub(super) k: usize,
-    pub(super) rank: usize,
     /// `[n, k]`. W4A8: int8. W4A4: e4m3.
     pub(super) codes: &'a Range,
     /// f32. W4A8: `[n]`. W4A4: `[n/128, k/64, 128]`, in the checkpoint's order.
     pub(super) scales: &'a Range,
     /// `[n]` bf16
     pub(super) bias: &'a Range,
-    /// `[n, rank]` bf16
-    pub(super) up: &'a Range,
+    /// The low-rank branch.
+    pub(super) parts: &'a [Part],
 }
 
 impl Kernels {
@@ -255,7 +300,7 @@ impl Kernels {
     }
 
     /// A 4-bit linear.
-    pub(super) fn linear(&self, x: &Quantized<'_>, w: &Weights<'_>, epilogue: &Epilogue) -> Result<()> {
+    pub(super) fn linear(&self, x: &Quantized<'_>, w: &Weights<'_>, epilogue: &Epilogue<'_>) -> Result<()> {
         let (m, n, k) = (x.rows, w.n, w.k);
         if m == 0 {
             return Ok(());
@@ -275,17 +320,13 @@ impl Kernels {
         let box_w = columns as u32 / 2;
         let x_map = map(x.codes.at(), m, k, false, 128)?;
         let w_map = map(w.codes.at(), n, k, false, box_w)?;
-        let (lora, up) = match w.rank {
-            0 => (x_map, w_map),
-            rank => (map(x.lora.at(), m, rank, true, 128)?, map(w.up.at(), n, rank, true, box_w)?),
-        };
+        let rank = low_rank::rank(w.parts);
+        let lora = if rank == 0 { x_map } else { map(x.lora.at(), m, rank, true, 128)? };
         let mut params = GemmParams {
             x: x_map,
             w: w_map,
             lora,
-            up,
             out: x_map,
-            down: x_map,
             xs: x.scales.at(),
             ws: w.scales.at(),
             bias: w.bias.at(),
@@ -294,10 +335,12 @@ impl Kernels {
             rope: 0,
             next_scales: 0,
             next_lora: 0,
+            parts: low_rank::up_parts(w.parts, |part| PartMaps::up(part.maps, columns)),
+            next_parts: low_rank::down_parts(&[], |_| 0),
             m: m as i32,
             n: n as i32,
             k: k as i32,
-            rank: w.rank as i32,
+            rank: rank as i32,
             next_rank: 0,
         };
         match *epilogue {
@@ -310,13 +353,11 @@ impl Kernels {
                 params.out = map(out, m, n, true, 64)?;
                 (params.columns, params.rope) = (norms, rope);
             }
-            Epilogue::Gelu { codes, scales, reciprocal, down, rank, partials } => {
+            Epilogue::Gelu { codes, scales, reciprocal, parts, partials } => {
                 params.out = map(codes, m, n, false, 64)?;
-                if rank > 0 {
-                    params.down = map(down, rank, n, true, 32)?;
-                }
+                params.next_parts = low_rank::down_parts(parts, |part| PartMaps::down(part.maps));
                 (params.reciprocal, params.next_scales) = (reciprocal, scales);
-                (params.next_lora, params.next_rank) = (partials, rank as i32);
+                (params.next_lora, params.next_rank) = (partials, low_rank::rank(parts) as i32);
             }
         }
         // Clusters of two, one block a multiprocessor.
@@ -359,7 +400,6 @@ impl Kernels {
 
 impl Linears {
     fn load_w4a8(context: &Arc<Context>) -> Result<Self> {
-        const ADD_COLUMNS: usize = 192;
         let module = Module::load(context, "gemm_w4a8_sm90")?;
         let [store, add] = [gemm_shared(STORE_COLUMNS, 0), gemm_shared(ADD_COLUMNS, 0)];
         Ok(Linears {

@@ -4,11 +4,12 @@
 use super::choice::{self, Family};
 use super::dense::{Awq, Dense};
 use super::generic::Output;
+use super::low_rank::Part;
 use super::memory::Range;
 use super::tensor::Elements;
 use super::{Cuda, Tensor, linear4, linear8, w4a16};
 use crate::Result;
-use crate::ops::{Activation, Codes, LinearSource, SvdqSource, Usage};
+use crate::ops::{Activation, Codes, Layer, LinearSource, SvdqSource, Usage};
 
 /// The weights of a linear.
 pub struct Linear {
@@ -64,7 +65,7 @@ impl Target {
     }
 
     /// For the products of quantised rows.
-    pub(super) fn epilogue(self) -> Epilogue {
+    pub(super) fn epilogue(self) -> Epilogue<'static> {
         match self {
             Target::Store(out) => Epilogue::Store { out: out.data },
             Target::Add(out, gate) => {
@@ -77,7 +78,7 @@ impl Target {
 }
 
 /// What the product of quantised rows does with its sums.
-pub(super) enum Epilogue {
+pub(super) enum Epilogue<'a> {
     /// Stored at `out`, `[rows, n]` bf16.
     Store { out: u64 },
     /// Added to `out` after multiplication with `gate`, `[n]` bf16.
@@ -86,8 +87,9 @@ pub(super) enum Epilogue {
     /// (`[rows, 64]` pairs of f16).
     Qkv { out: u64, norms: u64, rope: u64 },
     /// GELU, quantised to `codes` and `scales` after division by the next layer's smoothing factors, and projected by
-    /// its `down` to `partials` (`[tiles of columns, rows, rank]` f32). The kernels say how these lie.
-    Gelu { codes: u64, scales: u64, reciprocal: u64, down: u64, rank: usize, partials: u64 },
+    /// its low-rank branch to `partials` (`[tiles of columns, rows, rank of all parts]` f32). The kernels say how these
+    /// lie.
+    Gelu { codes: u64, scales: u64, reciprocal: u64, parts: &'a [Part], partials: u64 },
 }
 
 impl Cuda {
@@ -112,18 +114,25 @@ impl Cuda {
 
     /// Makes `rows` rows of `x`, `[rows, w.k]` bf16, ready, after `(x - mean) / deviation · scale + shift` if a
     /// scale and a shift are given (bf16 vectors).
-    pub(super) fn quantize(&self, x: u64, rows: usize, norm: Option<[u64; 2]>, w: &Linear) -> Result<Input> {
-        let data = match &w.weights {
-            Weights::Linear8(w) => Rows::Linear8(w.quantize(self, x, rows, norm)?),
-            Weights::Linear4(w) => Rows::Linear4(w.quantize(self, x, rows, norm)?),
+    pub(super) fn quantize(
+        &self,
+        x: u64,
+        rows: usize,
+        norm: Option<[u64; 2]>,
+        w: Layer<'_, Self>,
+    ) -> Result<Input> {
+        let Layer { weights, updates } = w;
+        let data = match &weights.weights {
+            Weights::Linear8(w) => Rows::Linear8(w.quantize(self, x, rows, norm, updates)?),
+            Weights::Linear4(w) => Rows::Linear4(w.quantize(self, x, rows, norm, updates)?),
             Weights::Dense(_) | Weights::Awq(_) | Weights::W4A16(_) => panic!("the linear takes bf16"),
         };
         Ok(Input { rows, data })
     }
 
     /// Makes `rows` rows `h`, `[rows, w.k]` bf16, ready as they are.
-    pub(super) fn ready(&self, h: Range, rows: usize, w: &Linear) -> Result<Input> {
-        let data = match &w.weights {
+    pub(super) fn ready(&self, h: Range, rows: usize, w: Layer<'_, Self>) -> Result<Input> {
+        let data = match &w.weights.weights {
             Weights::W4A16(w) => Rows::W4A16(w.ready(self, h, rows)?),
             Weights::Linear8(_) | Weights::Linear4(_) => return self.quantize(h.at(), rows, None, w),
             Weights::Dense(_) | Weights::Awq(_) => Rows::Dense(h),
@@ -132,22 +141,23 @@ impl Cuda {
     }
 
     /// `linear(x)`, then `act` and `target`.
-    pub(super) fn apply(&self, x: &Input, w: &Linear, act: Activation, target: Target) -> Result<()> {
+    pub(super) fn apply(&self, x: &Input, w: Layer<'_, Self>, act: Activation, target: Target) -> Result<()> {
         if x.rows == 0 {
             return Ok(());
         }
-        let n = w.n;
+        let Layer { weights: &Linear { n, k, ref weights }, updates } = w;
+        assert!(updates.iter().all(|(update, _)| update.shape == [n, k]), "an update of another linear");
         let output = |bias| target.output(n, act, bias);
-        match (&x.data, &w.weights) {
-            (Rows::Dense(data), Weights::Dense(w)) => w.apply(self, data.at(), x.rows, output),
-            (Rows::Dense(data), Weights::Awq(w)) => w.apply(self, data.at(), x.rows, output),
-            (Rows::W4A16(data), Weights::W4A16(w)) => w.apply(self, data, act, target),
+        match (&x.data, weights) {
+            (Rows::Dense(data), Weights::Dense(w)) => w.apply(self, data.at(), x.rows, updates, output),
+            (Rows::Dense(data), Weights::Awq(w)) => w.apply(self, data.at(), x.rows, updates, output),
+            (Rows::W4A16(data), Weights::W4A16(w)) => w.apply(self, data, updates, act, target),
             (Rows::Linear8(data), Weights::Linear8(w)) => {
-                w.apply(self, data, target)?;
+                w.apply(self, data, updates, target)?;
                 self.activate(act, target, x.rows * n)
             }
             (Rows::Linear4(data), Weights::Linear4(w)) => {
-                w.apply(self, data, target)?;
+                w.apply(self, data, updates, target)?;
                 self.activate(act, target, x.rows * n)
             }
             _ => panic!("the input was made ready for a linear of another kind"),
@@ -164,22 +174,30 @@ impl Cuda {
     }
 
     /// The 4-bit `linear_qkv` with heads of 128 channels; `norms` are bf16, `rope` pairs of fp16.
-    pub(super) fn apply_qkv(&self, x: &Input, w: &Linear, out: u64, norms: u64, rope: u64) -> Result<()> {
-        match (&x.data, &w.weights) {
-            (Rows::Linear8(x), Weights::Linear8(w)) => w.qkv(self, x, out, norms, rope),
-            (Rows::Linear4(x), Weights::Linear4(w)) => w.qkv(self, x, out, norms, rope),
+    pub(super) fn apply_qkv(
+        &self,
+        x: &Input,
+        w: Layer<'_, Self>,
+        out: u64,
+        norms: u64,
+        rope: u64,
+    ) -> Result<()> {
+        let (Layer { weights, updates }, epilogue) = (w, Epilogue::Qkv { out, norms, rope });
+        match (&x.data, &weights.weights) {
+            (Rows::Linear8(x), Weights::Linear8(w)) => w.product(self, x, updates, &epilogue),
+            (Rows::Linear4(x), Weights::Linear4(w)) => w.product(self, x, updates, &epilogue),
             _ => panic!("the input was made ready for a linear of another kind"),
         }
     }
 
     /// The 4-bit `linear_gelu`.
-    pub(super) fn apply_gelu(&self, x: &Input, w: &Linear, next: &Linear) -> Result<Input> {
-        let data = match (&x.data, &w.weights, &next.weights) {
-            (Rows::Linear8(x), Weights::Linear8(w), Weights::Linear8(next)) => {
-                Rows::Linear8(w.gelu(self, x, next)?)
+    pub(super) fn apply_gelu(&self, x: &Input, w: Layer<'_, Self>, next: Layer<'_, Self>) -> Result<Input> {
+        let data = match (&x.data, &w.weights.weights, &next.weights.weights) {
+            (Rows::Linear8(x), Weights::Linear8(weights), Weights::Linear8(next_weights)) => {
+                Rows::Linear8(weights.gelu(self, x, w.updates, (next_weights, next.updates))?)
             }
-            (Rows::Linear4(x), Weights::Linear4(w), Weights::Linear4(next)) => {
-                Rows::Linear4(w.gelu(self, x, next)?)
+            (Rows::Linear4(x), Weights::Linear4(weights), Weights::Linear4(next_weights)) => {
+                Rows::Linear4(weights.gelu(self, x, w.updates, (next_weights, next.updates))?)
             }
             _ => panic!("the input or the next linear is of another kind"),
         };

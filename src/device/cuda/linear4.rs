@@ -3,6 +3,7 @@
 use super::Cuda;
 use super::gemm4::{Kernels, Operands, Product};
 use super::linear::{Epilogue, Target};
+use super::low_rank::{self, Part, Update};
 use super::memory::Range;
 use super::quantize::QuantizeParams;
 use crate::Result;
@@ -23,13 +24,11 @@ pub(super) struct Weights {
     bias: Range,
     /// `[k]` f32: 1 / smooth
     reciprocal: Range,
-    rank: usize,
-    /// `[rank, k]` bf16, for rows that are quantised by themselves
-    down: Range,
-    /// The same, packed, for those that come from a GELU
+    /// Its low-rank branch, whose `up` is packed, and the memory of that.
+    own: Part,
+    _own: [Range; 2],
+    /// Its `down`, packed, for rows that come from a GELU.
     down_packed: Range,
-    /// `[n, rank]`, packed
-    up: Range,
     unsigned: bool,
 }
 
@@ -40,8 +39,9 @@ pub(super) struct Rows {
     codes: Range,
     /// `[k/64, count rounded up to 16]`: a float, or four e4m3 numbers
     scales: Range,
-    /// `[count, rank]` bf16
+    /// `[count, rank]` bf16, the ranks of all parts side by side
     lora: Range,
+    rank: usize,
 }
 
 /// The kernels that this family's weights were loaded for.
@@ -63,6 +63,9 @@ impl Weights {
         }
         let reciprocal: Vec<f32> = pack::unpack_vector(&source.smooth).iter().map(|v| 1.0 / v).collect();
         let matrix = |values: Vec<f32>| cuda.constant(&pack::f32_to_bf16(&values));
+        let down = cuda.constant_of(rank * k, || pack::unpack_lora_down_bf16(&source.lora_down, k, rank))?;
+        let up = cuda.constant(&source.lora_up)?;
+        let [down_at, up_at] = [&down, &up].map(Range::at);
         Ok(Weights {
             n,
             k,
@@ -71,10 +74,9 @@ impl Weights {
             channels,
             bias: matrix(pack::unpack_vector(&source.bias))?,
             reciprocal: cuda.constant(&reciprocal)?,
-            rank,
-            down: cuda.constant_of(rank * k, || pack::unpack_lora_down_bf16(&source.lora_down, k, rank))?,
+            own: Part { rank, strength: 1.0, rows: [0, n], down: down_at, up: up_at, maps: 0 },
+            _own: [down, up],
             down_packed: cuda.constant(&source.lora_down)?,
-            up: cuda.constant(&source.lora_up)?,
             unsigned,
         })
     }
@@ -87,60 +89,82 @@ impl Weights {
             codes: cuda.temporary(padded * k / 2)?,
             scales: cuda.temporary(padded * k / 64 * 4)?,
             lora: cuda.temporary(count * rank * 2)?,
+            rank,
         })
     }
 
     /// [`Cuda::quantize`]
-    pub(super) fn quantize(&self, cuda: &Cuda, x: u64, rows: usize, norm: Option<[u64; 2]>) -> Result<Rows> {
+    pub(super) fn quantize(
+        &self,
+        cuda: &Cuda,
+        x: u64,
+        rows: usize,
+        norm: Option<[u64; 2]>,
+        updates: &[Update<'_>],
+    ) -> Result<Rows> {
         assert!(!self.unsigned, "the input of fc2 is made by linear_gelu");
         let [scale, shift] = norm.unwrap_or_default();
-        let ready = Self::rows(cuda, rows, self.k, self.rank)?;
+        let parts = low_rank::parts(self.own, updates)?;
+        let ready = Self::rows(cuda, rows, self.k, low_rank::rank(&parts))?;
         kernels(cuda).quantizer.quantize(&QuantizeParams {
             x,
             scale,
             shift,
             reciprocal: self.reciprocal.at(),
-            down: self.down.at(),
             xq: ready.codes.at(),
             xs: ready.scales.at(),
             lora: ready.lora.at(),
             m: rows as i32,
             k: self.k as i32,
-            rank: self.rank as i32,
+            rank: ready.rank as i32,
+            parts: low_rank::down_parts(&parts, |part| part.down),
         })?;
         Ok(ready)
     }
 
     /// `linear(x)` and `target`.
-    pub(super) fn apply(&self, cuda: &Cuda, x: &Rows, target: Target) -> Result<()> {
-        self.product(cuda, x, &target.epilogue())
-    }
-
-    /// [`Cuda::apply_qkv`]
-    pub(super) fn qkv(&self, cuda: &Cuda, x: &Rows, out: u64, norms: u64, rope: u64) -> Result<()> {
-        self.product(cuda, x, &Epilogue::Qkv { out, norms, rope })
+    pub(super) fn apply(&self, cuda: &Cuda, x: &Rows, updates: &[Update<'_>], target: Target) -> Result<()> {
+        self.product(cuda, x, updates, &target.epilogue())
     }
 
     /// [`Cuda::apply_gelu`]
-    pub(super) fn gelu(&self, cuda: &Cuda, x: &Rows, next: &Weights) -> Result<Rows> {
+    pub(super) fn gelu(
+        &self,
+        cuda: &Cuda,
+        x: &Rows,
+        updates: &[Update<'_>],
+        (next, next_updates): (&Weights, &[Update<'_>]),
+    ) -> Result<Rows> {
         assert!(next.unsigned || next.channels.is_some(), "the kernel shifts what it codes in INT4");
-        let (blocks, count) = (self.n / 128, x.count * next.rank);
-        let ready = Self::rows(cuda, x.count, self.n, next.rank)?;
+        let own = Part { down: next.down_packed.at(), ..next.own };
+        let parts = low_rank::parts(own, next_updates)?;
+        let rank = low_rank::rank(&parts);
+        let (blocks, count) = (self.n / 128, x.count * rank);
+        let ready = Self::rows(cuda, x.count, self.n, rank)?;
         let partials = cuda.temporary(blocks * count * 4)?;
         let epilogue = Epilogue::Gelu {
             codes: ready.codes.at(),
             scales: ready.scales.at(),
             reciprocal: next.reciprocal.at(),
-            down: next.down_packed.at(),
-            rank: next.rank,
+            parts: &parts,
             partials: partials.at(),
         };
-        self.product(cuda, x, &epilogue)?;
+        self.product(cuda, x, updates, &epilogue)?;
         kernels(cuda).quantizer.sum_low_rank(partials.at(), ready.lora.at(), blocks, count)?;
         Ok(ready)
     }
 
-    fn product(&self, cuda: &Cuda, x: &Rows, epilogue: &Epilogue) -> Result<()> {
+    /// The product with the updates, and what `epilogue` makes of it.
+    pub(super) fn product(
+        &self,
+        cuda: &Cuda,
+        x: &Rows,
+        updates: &[Update<'_>],
+        epilogue: &Epilogue<'_>,
+    ) -> Result<()> {
+        let parts = low_rank::parts(self.own, updates)?;
+        assert_eq!(x.rank, low_rank::rank(&parts), "the input was made ready for other updates");
+        let bias = low_rank::bias_bf16(cuda, &self.bias, self.n, updates)?;
         let product = Product {
             operands: Operands {
                 x: x.codes.at(),
@@ -150,12 +174,11 @@ impl Weights {
             },
             channels: self.channels.as_ref().map_or(0, Range::at),
             lora: x.lora.at(),
-            up: self.up.at(),
-            bias: self.bias.at(),
+            parts: &parts,
+            bias: bias.as_ref().unwrap_or(&self.bias).at(),
             m: x.count,
             n: self.n,
             k: self.k,
-            rank: self.rank,
             unsigned: self.unsigned,
         };
         kernels(cuda).linear(&product, epilogue)

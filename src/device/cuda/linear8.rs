@@ -2,8 +2,9 @@
 //! activations quantised to 8 bits; in W4A4, exact to the checkpoint, both keep their 4-bit codes and group scales.
 
 use super::Cuda;
-use super::hopper::{self, Kernels, Quantized};
+use super::hopper::{self, Kernels, PartMaps, Quantized};
 use super::linear::{Epilogue, Target};
+use super::low_rank::{self, Part, Update};
 use super::memory::Range;
 use super::quantize::QuantizeParams;
 use super::stored::Residency;
@@ -21,11 +22,9 @@ pub(super) struct Weights {
     bias: Range,
     /// `[k]` f32: 1 / smooth
     reciprocal: Range,
-    rank: usize,
-    /// `[rank, k]` bf16
-    down: Range,
-    /// `[n, rank]` bf16
-    up: Range,
+    /// Its low-rank branch, and the memory of that.
+    own: Part,
+    _own: [Range; 3],
     /// The input comes from a GELU, whose results are shifted.
     pub(super) unsigned: bool,
 }
@@ -70,8 +69,9 @@ pub(super) struct Rows {
     /// As [`Quantized`] has them
     codes: Range,
     scales: Range,
-    /// `[count, rank]` bf16
+    /// `[count, rank]` bf16, the ranks of all parts side by side
     lora: Range,
+    rank: usize,
 }
 
 /// The kernels that this family's weights were loaded for.
@@ -118,6 +118,14 @@ impl Weights {
             Held::Packed(packed)
         };
         let reciprocal = || pack::unpack_vector(&source.smooth).iter().map(|v| 1.0 / v).collect::<Vec<f32>>();
+        let down = cuda.constant_of(rank * k, || pack::unpack_lora_down_bf16(&source.lora_down, k, rank))?;
+        let up = cuda.constant_of(n * rank, || pack::unpack_lora_up_bf16(&source.lora_up, n, rank))?;
+        let maps = match rank {
+            0 => vec![],
+            _ => PartMaps::new(&cuda.gpu.context, down.at(), up.at(), [k, n, rank])?.bytes(),
+        };
+        let maps = cuda.constant(&maps)?;
+        let [down_at, up_at, maps_at] = [&down, &up, &maps].map(Range::at);
         Ok(Weights {
             profile,
             n,
@@ -125,50 +133,60 @@ impl Weights {
             held,
             bias: cuda.constant_of(2 * n, || pack::f32_to_bf16(&pack::unpack_vector(&source.bias)))?,
             reciprocal: cuda.constant_of(k, reciprocal)?,
-            rank,
-            down: cuda.constant_of(rank * k, || pack::unpack_lora_down_bf16(&source.lora_down, k, rank))?,
-            up: cuda.constant_of(n * rank, || pack::unpack_lora_up_bf16(&source.lora_up, n, rank))?,
+            own: Part { rank, strength: 1.0, rows: [0, n], down: down_at, up: up_at, maps: maps_at },
+            _own: [down, up, maps],
             unsigned,
         })
     }
 
     /// [`Cuda::quantize`]
-    pub(super) fn quantize(&self, cuda: &Cuda, x: u64, rows: usize, norm: Option<[u64; 2]>) -> Result<Rows> {
+    pub(super) fn quantize(
+        &self,
+        cuda: &Cuda,
+        x: u64,
+        rows: usize,
+        norm: Option<[u64; 2]>,
+        updates: &[Update<'_>],
+    ) -> Result<Rows> {
         assert!(!self.unsigned, "the input of fc2 is made by linear_gelu");
         let [scale, shift] = norm.unwrap_or_default();
+        let parts = low_rank::parts(self.own, updates)?;
+        let rank = low_rank::rank(&parts);
         let groups = if self.profile == Profile::W4A4 { self.k / 64 } else { 1 };
         let (codes, scales) = (cuda.temporary(rows * self.k)?, cuda.temporary(groups * rows * 4)?);
-        let lora = cuda.temporary(rows * self.rank * 2)?;
+        let lora = cuda.temporary(rows * rank * 2)?;
         kernels(cuda).quantizer(self.profile).quantize(&QuantizeParams {
             x,
             scale,
             shift,
             reciprocal: self.reciprocal.at(),
-            down: self.down.at(),
             xq: codes.at(),
             xs: scales.at(),
             lora: lora.at(),
             m: rows as i32,
             k: self.k as i32,
-            rank: self.rank as i32,
+            rank: rank as i32,
+            parts: low_rank::down_parts(&parts, |part| part.down),
         })?;
-        Ok(Rows { count: rows, codes, scales, lora })
+        Ok(Rows { count: rows, codes, scales, lora, rank })
     }
 
     /// `linear(x)` and `target`.
-    pub(super) fn apply(&self, cuda: &Cuda, x: &Rows, target: Target) -> Result<()> {
-        self.product(cuda, x, &target.epilogue())
-    }
-
-    /// [`Cuda::apply_qkv`]
-    pub(super) fn qkv(&self, cuda: &Cuda, x: &Rows, out: u64, norms: u64, rope: u64) -> Result<()> {
-        self.product(cuda, x, &Epilogue::Qkv { out, norms, rope })
+    pub(super) fn apply(&self, cuda: &Cuda, x: &Rows, updates: &[Update<'_>], target: Target) -> Result<()> {
+        self.product(cuda, x, updates, &target.epilogue())
     }
 
     /// [`Cuda::apply_gelu`]
-    pub(super) fn gelu(&self, cuda: &Cuda, x: &Rows, next: &Weights) -> Result<Rows> {
+    pub(super) fn gelu(
+        &self,
+        cuda: &Cuda,
+        x: &Rows,
+        updates: &[Update<'_>],
+        (next, next_updates): (&Weights, &[Update<'_>]),
+    ) -> Result<Rows> {
         assert!(next.unsigned, "the kernel shifts what it codes");
-        let (rows, rank, blocks) = (x.count, next.rank, self.n.div_ceil(256));
+        let parts = low_rank::parts(next.own, next_updates)?;
+        let (rows, rank, blocks) = (x.count, low_rank::rank(&parts), self.n.div_ceil(256));
         let groups = if self.profile == Profile::W4A4 { self.n / 64 } else { blocks };
         let (codes, scales) = (cuda.temporary(rows * self.n)?, cuda.temporary(groups * rows * 4)?);
         let lora = cuda.temporary(rows * rank * 2)?;
@@ -177,17 +195,27 @@ impl Weights {
             codes: codes.at(),
             scales: scales.at(),
             reciprocal: next.reciprocal.at(),
-            down: next.down.at(),
-            rank,
+            parts: &parts,
             partials: partials.at(),
         };
-        self.product(cuda, x, &epilogue)?;
+        self.product(cuda, x, updates, &epilogue)?;
         kernels(cuda).quantizer(self.profile).sum_low_rank(partials.at(), lora.at(), blocks, rows * rank)?;
-        Ok(Rows { count: rows, codes, scales, lora })
+        Ok(Rows { count: rows, codes, scales, lora, rank })
     }
 
-    fn product(&self, cuda: &Cuda, x: &Rows, epilogue: &Epilogue) -> Result<()> {
-        let Weights { profile, n, k, rank, ref bias, ref up, unsigned, .. } = *self;
+    /// The product with the updates, and what `epilogue` makes of it.
+    pub(super) fn product(
+        &self,
+        cuda: &Cuda,
+        x: &Rows,
+        updates: &[Update<'_>],
+        epilogue: &Epilogue<'_>,
+    ) -> Result<()> {
+        let Weights { profile, n, k, unsigned, .. } = *self;
+        let parts = low_rank::parts(self.own, updates)?;
+        assert_eq!(x.rank, low_rank::rank(&parts), "the input was made ready for other updates");
+        let bias = low_rank::bias_bf16(cuda, &self.bias, n, updates)?;
+        let bias = bias.as_ref().unwrap_or(&self.bias);
         let (unpacked, group_scales);
         let [codes, scales] = match &self.held {
             Held::Ready(ready) => ready.each_ref(),
@@ -204,8 +232,8 @@ impl Weights {
                 [&unpacked, scales]
             }
         };
-        let weights = hopper::Weights { profile, n, k, rank, codes, scales, bias, up };
-        let Rows { count, ref codes, ref scales, ref lora } = *x;
+        let weights = hopper::Weights { profile, n, k, codes, scales, bias, parts: &parts };
+        let Rows { count, ref codes, ref scales, ref lora, .. } = *x;
         let x = Quantized { rows: count, codes, scales, lora, unsigned };
         kernels(cuda).linear(&x, &weights, epilogue)
     }

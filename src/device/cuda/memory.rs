@@ -12,7 +12,7 @@ use super::profile::Task;
 use crate::{Error, Result};
 
 /// Ranges begin at multiples of this many bytes: more than any kernel asks for.
-const ALIGNMENT: usize = 256;
+pub(super) const ALIGNMENT: usize = 256;
 
 /// Memory from which ranges are taken and to which they come back.
 ///

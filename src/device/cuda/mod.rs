@@ -19,6 +19,7 @@ mod kernels;
 mod linear;
 mod linear4;
 mod linear8;
+mod low_rank;
 mod memory;
 mod profile;
 mod quantize;
@@ -36,6 +37,7 @@ use generic::{ConvParams, GroupNormParams, LinearParams, MaskedAttentionParams, 
 use graph::Graphs;
 use linear::{Bf16, Target};
 pub use linear::{Input, Linear};
+pub use low_rank::LowRank;
 use memory::{Pool, Range};
 use stored::Residency;
 use tensor::Elements;
@@ -181,9 +183,6 @@ pub struct Cuda {
     profile: Profile,
     residency: Residency,
 }
-
-/// A low-rank update: this version has no kernels for them, so there is none.
-pub enum LowRank {}
 
 /// The weights of a 2-D convolution.
 pub struct Conv {
@@ -358,8 +357,8 @@ impl Device for Cuda {
         self.load(usage, source)
     }
 
-    fn load_low_rank(&self, _: &LowRankSource) -> Result<LowRank> {
-        Err(Error::Unsupported("LoRAs on the GPU: this version applies them on the CPU only".into()))
+    fn load_low_ranks(&self, sources: &[LowRankSource<'_>]) -> Result<Vec<LowRank>> {
+        low_rank::load(self, sources)
     }
 
     fn load_conv(&self, source: &ConvSource) -> Result<Conv> {
@@ -422,9 +421,8 @@ impl Device for Cuda {
         norm: Norm<'_, Self>,
         w: Layer<'_, Self>,
     ) -> Result<Input> {
-        let w = w.weights;
-        assert_eq!(x.cols, w.k, "rows of another length than the linear's input");
-        if w.is_quantized() {
+        assert_eq!(x.cols, w.weights.k, "rows of another length than the linear's input");
+        if w.weights.is_quantized() {
             match &norm {
                 Norm::None => {
                     let x = self.bf16(x, rows.clone())?;
@@ -443,22 +441,19 @@ impl Device for Cuda {
     }
 
     fn linear(&self, x: &Input, w: Layer<'_, Self>, act: Activation) -> Result<Tensor> {
-        let w = w.weights;
-        let y = self.tensor(x.rows, w.n)?;
+        let y = self.tensor(x.rows, w.weights.n)?;
         self.apply(x, w, act, Target::Store(y.at(0, 0)))?;
         Ok(y)
     }
 
     fn linear_into(&self, x: &Input, w: Layer<'_, Self>, into: &mut Tensor, column: usize) -> Result<()> {
-        let w = w.weights;
-        let fits = x.rows == into.rows && column + w.n <= into.cols;
+        let fits = x.rows == into.rows && column + w.weights.n <= into.cols;
         assert!(fits, "a result that does not fit into its columns");
         self.apply(x, w, Activation::None, Target::Columns(into.at(0, column), into.cols))
     }
 
     fn linear_mul(&self, x: &Input, w: Layer<'_, Self>, act: Activation, by: &Tensor) -> Result<Tensor> {
-        let w = w.weights;
-        let y = self.tensor(x.rows, w.n)?;
+        let y = self.tensor(x.rows, w.weights.n)?;
         let by = self.bf16(by, 0..x.rows)?;
         self.apply(x, w, act, Target::Mul(y.at(0, 0), by.at(0)))?;
         Ok(y)
@@ -472,8 +467,7 @@ impl Device for Cuda {
         into: &mut Tensor,
         row: usize,
     ) -> Result<()> {
-        let w = w.weights;
-        assert_eq!(into.cols, w.n, "rows of another length than the linear's output");
+        assert_eq!(into.cols, w.weights.n, "rows of another length than the linear's output");
         assert!(row + x.rows <= into.rows, "more rows than there are to add to");
         let gate = gate.map(|gate| {
             assert!(!gate.table.f32, "modulation tables are results of linears");
@@ -490,13 +484,12 @@ impl Device for Cuda {
         into: &mut Tensor,
         row: usize,
     ) -> Result<()> {
-        let w = w.weights;
-        assert_eq!(into.cols, w.n, "rows of another length than the linear's output");
+        assert_eq!(into.cols, w.weights.n, "rows of another length than the linear's output");
         assert!(row + x.rows <= into.rows && !into.f32, "q, k and v have no place");
         assert!(norm.q.f32 && norm.k.f32 && norm.rope.f32, "norms and rotary tables are uploaded");
         let (dim, out) = (norm.rope.cols, into.at(row, 0));
         let rope = norm.rope.at(row, 0).data;
-        if w.is_quantized() && dim == 128 {
+        if w.weights.is_quantized() && dim == 128 {
             let norms = self.temporary(2 * dim * 2)?;
             self.gpu.generic.qk_norms(norm.q.data.at(), norm.k.data.at(), norms.at(), dim)?;
             let Some(pairs) = &norm.rope.pairs else { panic!("a rotary table of another operation") };
@@ -512,17 +505,17 @@ impl Device for Cuda {
             k: norm.k.at(0, 0),
             rope,
             rows: x.rows as i32,
-            heads: (w.n / 3 / dim) as i32,
+            heads: (w.weights.n / 3 / dim) as i32,
             dim: dim as i32,
         })
     }
 
     fn linear_gelu(&self, x: &Input, w: Layer<'_, Self>, next: Layer<'_, Self>) -> Result<Input> {
         if w.weights.fuses_gelu(next.weights) {
-            return self.apply_gelu(x, w.weights, next.weights);
+            return self.apply_gelu(x, w, next);
         }
         let g = self.linear(x, w, Activation::GeluTanh)?;
-        self.ready(g.data, x.rows, next.weights)
+        self.ready(g.data, x.rows, next)
     }
 
     fn norm(&self, x: &Tensor, norm: Norm<'_, Self>) -> Result<Tensor> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::choice;
 use super::driver::Context;
 use super::kernels::{Grid, Kernel, Module, argument};
+use super::low_rank::{DownPart, MAX_PARTS};
 use crate::ops::Work;
 use crate::{Error, Result};
 
@@ -18,13 +19,14 @@ pub(super) struct QuantizeParams {
     pub(super) scale: u64,
     pub(super) shift: u64,
     pub(super) reciprocal: u64,
-    pub(super) down: u64,
     pub(super) xq: u64,
     pub(super) xs: u64,
     pub(super) lora: u64,
     pub(super) m: i32,
     pub(super) k: i32,
+    /// Of all parts.
     pub(super) rank: i32,
+    pub(super) parts: [DownPart; MAX_PARTS],
 }
 
 /// What quantises to one kind of numbers.

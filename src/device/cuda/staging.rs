@@ -53,20 +53,35 @@ impl Staging {
             // SAFETY: the caller's range; the driver has read ordinary memory when the call returns.
             return unsafe { copy_async(context, to, from.as_ptr(), from.len()) };
         }
+        self.fill(context, to, from.len(), |start, part| part.copy_from_slice(&from[start..][..part.len()]))
+    }
+
+    /// Makes `bytes` bytes at `to`, in the order of the stream. `fill(start, part)` writes those from `start` on; it is
+    /// called for all of them, by several threads, before this returns.
+    ///
+    /// # Errors
+    /// As [`Self::upload`].
+    pub(super) fn fill(
+        &self,
+        context: &Context,
+        to: CUdeviceptr,
+        bytes: usize,
+        fill: impl Fn(usize, &mut [u8]) + Sync,
+    ) -> Result<()> {
         let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut to = to;
-        for part in from.chunks(PIECE) {
+        for start in (0..bytes).step_by(PIECE) {
             let _current = context.enter()?;
             let piece = ring.next(context)?;
-            // SAFETY: a piece is longer than a part, and nobody else has it now.
-            copy(part, unsafe { std::slice::from_raw_parts_mut(piece.memory.cast(), part.len()) });
+            let len = PIECE.min(bytes - start);
+            // SAFETY: `Ring::next` has initialised the piece, and nobody else has it now.
+            let part = unsafe { std::slice::from_raw_parts_mut(piece.memory, len) };
+            in_shares(part, |offset, share| fill(start + offset, share));
             // SAFETY: the piece stays as it is until its event is reached.
             unsafe {
-                copy_async(context, to, piece.memory, part.len())?;
+                copy_async(context, to + start as u64, piece.memory, len)?;
                 let code = context.api.cuEventRecord(piece.read, context.stream());
                 context.check("cuEventRecord", code)?;
             }
-            to += part.len() as u64;
         }
         Ok(())
     }
@@ -105,7 +120,10 @@ impl Ring {
                 }
                 made?;
             }
-            self.pieces.push(Piece { memory: memory.cast(), read });
+            let memory = memory.cast::<u8>();
+            // SAFETY: so many bytes were allocated.
+            unsafe { memory.write_bytes(0, PIECE) };
+            self.pieces.push(Piece { memory, read });
         } else {
             // SAFETY: the event was made above.
             context.check("cuEventSynchronize", unsafe { api.cuEventSynchronize(self.pieces[i].read) })?;
@@ -122,6 +140,23 @@ unsafe fn copy_async(context: &Context, to: CUdeviceptr, from: *const u8, bytes:
     let code =
         unsafe { context.api.cuMemcpyHtoDAsync_v2(to, from.cast::<c_void>(), bytes, context.stream()) };
     context.check("cuMemcpyHtoD", code)
+}
+
+/// Calls `fill` with all shares of `to` and where they begin, in several threads.
+fn in_shares(to: &mut [u8], fill: impl Fn(usize, &mut [u8]) + Sync) {
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS);
+    let share = to.len().div_ceil(threads).max(SHARE);
+    thread::scope(|scope| {
+        let fill = &fill;
+        let mut shares = to.chunks_mut(share).enumerate();
+        let own = shares.next();
+        for (i, to) in shares {
+            scope.spawn(move || fill(i * share, to));
+        }
+        if let Some((_, to)) = own {
+            fill(0, to);
+        }
+    });
 }
 
 /// Copies `from` to `to`, of the same size, with several threads: one alone is slower than the bus, above all

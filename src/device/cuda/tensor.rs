@@ -43,4 +43,8 @@ impl Elements {
     pub(super) fn bf16(data: u64) -> Self {
         Elements { data, f32: 0 }
     }
+
+    pub(super) fn f32(data: u64) -> Self {
+        Elements { data, f32: 1 }
+    }
 }

@@ -4,6 +4,7 @@
 use super::Cuda;
 use super::generic::{LinearParams, Output, UnpackParams};
 use super::linear::Target;
+use super::low_rank::{self, Update};
 use super::memory::Range;
 use super::tensor::Elements;
 use crate::Result;
@@ -97,24 +98,38 @@ impl Weights {
     }
 
     /// `linear(x)`, then `act` and `target`.
-    pub(super) fn apply(&self, cuda: &Cuda, x: &Rows, act: Activation, target: Target) -> Result<()> {
-        let mut output = target.output(self.n, act, self.bias.at());
-        let _before = match self.rank {
-            0 => None,
-            rank => {
-                let before = cuda.temporary(x.count * output.pitch as usize * 2)?;
-                output.before = Elements::bf16(before.at());
-                cuda.gpu.generic.linear(&LinearParams {
-                    x: x.lora.at(),
-                    w: self.up.at(),
-                    m: x.count as i32,
-                    n: self.n as i32,
-                    k: rank as i32,
-                    output: Output::store(output.before, output.pitch as usize, 0, Activation::None),
-                })?;
-                Some(before)
-            }
-        };
+    pub(super) fn apply(
+        &self,
+        cuda: &Cuda,
+        x: &Rows,
+        updates: &[Update<'_>],
+        act: Activation,
+        target: Target,
+    ) -> Result<()> {
+        let n = self.n;
+        let mut before = low_rank::products(cuda, x.h.at(), [x.count, n, self.k], updates)?;
+        if self.rank > 0 {
+            let add = before.as_ref().map_or(Elements::NONE, |sum| Elements::f32(sum.at()));
+            let sum = match before.take() {
+                Some(sum) => sum,
+                None => cuda.temporary(x.count * n * 4)?,
+            };
+            cuda.gpu.generic.linear(&LinearParams {
+                x: x.lora.at(),
+                w: self.up.at(),
+                m: x.count as i32,
+                n: n as i32,
+                k: self.rank as i32,
+                output: Output { add, ..Output::store(Elements::f32(sum.at()), n, 0, Activation::None) },
+            })?;
+            before = Some(sum);
+        }
+        let own = Elements::f32(self.bias.at());
+        let bias = low_rank::bias(cuda, own, n, updates)?;
+        let mut output = target.output(n, act, bias.as_ref().unwrap_or(&self.bias).at());
+        if let Some(before) = &before {
+            (output.before, output.before_pitch) = (Elements::f32(before.at()), n as i32);
+        }
         self.product(cuda, x.h.at(), x.count, output)
     }
 

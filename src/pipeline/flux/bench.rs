@@ -24,6 +24,8 @@ pub struct StepTimes {
     pub step_anew: Duration,
     /// The modulation of all steps.
     pub condition: Duration,
+    /// Attaching the LoRAs, or others in their place.
+    pub attach: Duration,
     /// What a step's kernels took, in the order in which they first ran; none on the CPU.
     pub kernels: Vec<KernelTime>,
 }
@@ -34,7 +36,10 @@ impl<D: Device> FluxPipeline<D> {
     /// # Errors
     /// As [`FluxPipeline::generate`].
     pub fn time_steps(&self, request: &Request<'_>, loras: &[(&FluxLora<D>, f32)]) -> Result<StepTimes> {
-        let (attached, job) = (self.networks.attach(loras)?, self.job(request)?);
+        let begin = Instant::now();
+        let attached = self.networks.attach(loras)?;
+        let attach = begin.elapsed();
+        let job = self.job(request)?;
         self.reserve(&job, &attached, loras)?;
         let dev = &self.dev;
         let [flux, clip, t5] = attached.each_ref().map(|attached| Run::with(dev, attached));
@@ -81,7 +86,7 @@ impl<D: Device> FluxPipeline<D> {
         run.step(0)?;
         let kernels = dev.profile(&mut || run.step(0))?;
         let [[asked, step], [asked_anew, step_anew]] = [known, anew].map(|times| times.map(median));
-        Ok(StepTimes { step, asked, asked_anew, step_anew, condition, kernels })
+        Ok(StepTimes { step, asked, asked_anew, step_anew, condition, attach, kernels })
     }
 }
 

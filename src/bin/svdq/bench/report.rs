@@ -20,6 +20,8 @@ pub(super) struct Bench {
     load: Duration,
     /// What it takes to read the model's files and to copy them to the device, and their bytes.
     pub(super) reading: Option<(Duration, u64)>,
+    /// Loading the LoRAs, the first time and again.
+    pub(super) lora_load: Option<[Duration; 2]>,
     /// Bytes of GPU memory after loading, and the most at any time.
     pub(super) memory: Option<[u64; 2]>,
     pub(super) sizes: Vec<Size>,
@@ -65,6 +67,7 @@ impl Bench {
             runs,
             load,
             reading: None,
+            lora_load: None,
             memory: None,
             sizes: vec![],
         }
@@ -76,6 +79,10 @@ impl Bench {
         line(&mut text, "load", self.load);
         if let Some((time, _)) = self.reading {
             line(&mut text, "  read and copy the same bytes", time);
+        }
+        if let Some([first, again]) = self.lora_load {
+            line(&mut text, "load the LoRAs for the first time", first);
+            line(&mut text, "load the LoRAs again", again);
         }
         if let Some([resident, peak]) = self.memory {
             let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
@@ -99,6 +106,8 @@ impl Bench {
             "load_ms": milliseconds(self.load),
             "read_and_copy_ms": self.reading.map(|(time, _)| milliseconds(time)),
             "file_bytes": self.reading.map(|(_, bytes)| bytes),
+            "lora_first_load_ms": self.lora_load.map(|[first, _]| milliseconds(first)),
+            "lora_load_ms": self.lora_load.map(|[_, again]| milliseconds(again)),
             "resident_bytes": self.memory.map(|[resident, _]| resident),
             "peak_bytes": self.memory.map(|[_, peak]| peak),
             "sizes": self.sizes.iter().map(Size::json).collect::<Vec<_>>(),
@@ -113,9 +122,10 @@ impl Size {
         let _ = writeln!(text, "\n{width}x{height}, {steps} steps");
         let parts = ["text encoders", "transformer", "VAE", "whole image"];
         parts.into_iter().zip(self.image).for_each(|(name, time)| line(text, name, time));
-        let StepTimes { step, asked, asked_anew, step_anew, condition, ref kernels } = self.step;
+        let StepTimes { step, asked, asked_anew, step_anew, condition, attach, ref kernels } = self.step;
         for (name, time) in [
             ("start of the command to its first step", self.first_step),
+            ("attach LoRAs", attach),
             ("modulation of all steps", condition),
             ("a step", step),
             ("  of which the CPU asks for it", asked),
@@ -139,6 +149,7 @@ impl Size {
             "transformer_ms": transformer,
             "vae_ms": decode,
             "image_ms": whole,
+            "attach_ms": milliseconds(self.step.attach),
             "modulation_ms": milliseconds(self.step.condition),
             "step_ms": milliseconds(self.step.step),
             "step_cpu_ms": milliseconds(self.step.asked),

@@ -45,8 +45,10 @@ impl Update {
 
     fn load(&self, cpu: &Cpu) -> LowRank {
         let Update { n, k, ref rows, rank, ref down, ref up, ref bias, .. } = *self;
-        let (rows, down, up, bias) = (rows.clone(), down.clone(), up.clone(), bias.clone());
-        cpu.load_low_rank(&LowRankSource { n, k, rows, rank, down, up, bias, storage: Storage::F32 }).unwrap()
+        let (rows, bias) = (rows.clone(), bias.clone());
+        let (down, up) = (down.clone().into(), up.clone().into());
+        let source = LowRankSource { n, k, rows, rank, down, up, bias };
+        cpu.load_low_ranks(&[source]).unwrap().remove(0)
     }
 
     /// `y[m, rows] += strength · (B A h + b)` in f64.
