@@ -6,7 +6,7 @@ use std::process::Command;
 
 use svdq::Error;
 use svdq::engine::{
-    Context, ContextOptions, DeviceSelect, GenerateParams, ImageMut, Model, ModelOptions, PixelFormat,
+    Context, ContextOptions, DeviceSelect, GenerateParams, ImageMut, Lora, Model, ModelOptions, PixelFormat,
 };
 
 use crate::{FAKE, nothing_left, reported, succeeds};
@@ -36,10 +36,14 @@ fn load_into(context: &Context) -> svdq::Result<Model> {
 }
 
 fn image(model: &Model, side: u32) -> svdq::Result<Vec<u8>> {
+    image_with(model, side, &[])
+}
+
+fn image_with(model: &Model, side: u32, loras: &[(Lora, f32)]) -> svdq::Result<Vec<u8>> {
     let mut pixels = vec![0; (side * side * 3) as usize];
     let mut image = ImageMut::new(&mut pixels, PixelFormat::Rgb8, side, side, 0, false)?;
-    let params =
-        GenerateParams { prompt: "red potion", width: side, height: side, steps: 2, ..Default::default() };
+    let prompt = "red potion";
+    let params = GenerateParams { prompt, width: side, height: side, steps: 2, loras, ..Default::default() };
     let mut asked = 0;
     let result = model.generate(&params, &mut image, &mut |_| {
         asked += 1;
@@ -87,6 +91,33 @@ fn lost() {
         assert!(matches!(image(&first, 32), Err(Error::DeviceLost(_))));
         image(&second, 32).unwrap();
     }
+}
+
+#[test]
+#[cfg_attr(not(svdq_kernels), ignore = "this build has no GPU kernels")]
+fn loras_come_and_go() {
+    run("loras", &[]);
+}
+
+#[test]
+#[ignore = "run by loras_come_and_go"]
+fn loras() {
+    let context =
+        Context::new(ContextOptions { device: DeviceSelect::Cuda(0), threads: 1, ..Default::default() })
+            .unwrap();
+    let model = load_into(&context).unwrap();
+    let green = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo/lora/pocket-green.safetensors");
+    let mut taken = Vec::new();
+    image(&model, 32).unwrap();
+    for _ in 0..4 {
+        taken.push(context.gpu_memory().unwrap()[0]);
+        let [one, other] = [(); 2].map(|()| Lora::load(&model, green.as_ref()).unwrap());
+        for loras in [&[(one.clone(), 0.5)][..], &[(one.clone(), 1.0), (other, 0.5)], &[]] {
+            image_with(&model, 32, loras).unwrap();
+        }
+    }
+    // The first ones take memory, which those after them use again.
+    assert!(taken[0] < taken[1] && taken[1] == taken[2] && taken[2] == taken[3], "{taken:?}");
 }
 
 #[test]
