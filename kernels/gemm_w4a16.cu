@@ -133,8 +133,7 @@ __device__ __forceinline__ void linear(const W4A16Params& p) {
         const int row = n0 + i % ROWS, m = m0 + i / ROWS;
         if (row >= p.n || m >= p.m) continue;
         const int column = row % p.chunks * (p.n / p.chunks) + row / p.chunks;
-        const long long at = static_cast<long long>(m) * p.output.pitch + column;
-        p.output.out.store(at, p.output.finish(results[i % ROWS][i / ROWS], at, column));
+        p.output.finish(results[i % ROWS][i / ROWS], m, column);
     }
 }
 

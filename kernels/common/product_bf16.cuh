@@ -36,24 +36,22 @@ struct Output {
     int before_pitch;
     float scale = 1.0f;
 
-    // Where `before` has column `n` of the row that is at `at` elsewhere.
-    __device__ __forceinline__ long long before_at(long long at, int n) const {
-        return (at - n) / pitch * before_pitch + n;
-    }
-
-    __device__ __forceinline__ float finish(float v, long long at, int n) const {
+    // `v` is the sum of row `m` and column `n`.
+    __device__ __forceinline__ void finish(float v, int m, int n) const {
+        const long long at = static_cast<long long>(m) * pitch + n;
         v *= scale;
         if (bias) v += bias[n];
-        if (before.data) v += before.load(before_at(at, n));
+        if (before.data) v += before.load(static_cast<long long>(m) * before_pitch + n);
         v = activate(v, activation);
         if (by) v *= __bfloat162float(by[at]);
         if (gate) v *= __bfloat162float(gate[n]);
         if (add.data) v += add.load(at);
-        return v;
+        out.store(at, v);
     }
 
-    // Eight columns from `n` on, where n and pitch are multiples of eight.
-    __device__ __forceinline__ void finish_8(float (&v)[8], long long at, int n) const {
+    // Eight columns from `n` on, where n and all pitches are multiples of eight.
+    __device__ __forceinline__ void finish_8(float (&v)[8], int m, int n) const {
+        const long long at = static_cast<long long>(m) * pitch + n;
         float other[8];
 #pragma unroll
         for (int i = 0; i < 8; ++i) v[i] *= scale;
@@ -63,7 +61,7 @@ struct Output {
             for (int i = 0; i < 8; ++i) v[i] += other[i];
         }
         if (before.data) {
-            load_8(before, before_at(at, n), other);
+            load_8(before, static_cast<long long>(m) * before_pitch + n, other);
 #pragma unroll
             for (int i = 0; i < 8; ++i) v[i] += other[i];
         }
@@ -247,14 +245,12 @@ __device__ __forceinline__ void run(X& x, W& w, int columns, int m, int n, Place
     if (column >= n) return;
     for (int row = threadIdx.x / 16; row < min(TILE, m - place.m0); row += THREADS / 16) {
         const float* from = results + row * PITCH + threadIdx.x % 16 * 8;
-        const long long at = static_cast<long long>(place.m0 + row) * output.pitch + column;
         if ((n | output.pitch | output.before_pitch) % 8 == 0) {
             float v[8];
             load_8(from, v);
-            output.finish_8(v, at, column);
+            output.finish_8(v, place.m0 + row, column);
         } else {
-            for (int i = 0; i < min(8, n - column); ++i)
-                output.out.store(at + i, output.finish(from[i], at + i, column + i));
+            for (int i = 0; i < min(8, n - column); ++i) output.finish(from[i], place.m0 + row, column + i);
         }
     }
 }
