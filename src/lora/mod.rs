@@ -42,7 +42,7 @@ pub struct LoraInfo {
 /// Puts the LoRA in `file` on `dev`, for the networks with these sites: transformer, CLIP, T5.
 ///
 /// # Errors
-/// [`crate::Error::WrongModel`] if it is made for another model, [`crate::Error::Unsupported`] if it is not a LoRA but
+/// [`Error::OutOfDeviceMemory`] before anything is put there, [`crate::Error::WrongModel`] if it is made for another model, [`crate::Error::Unsupported`] if it is not a LoRA but
 /// a relative of one, and [`crate::Error::BadFormat`] for incomplete modules, values that are not finite, and ranks
 /// above [`MAX_RANK`]. All name the tensor.
 pub fn load<D: Device>(dev: &D, file: &Checkpoint, sites: [&Sites; 3]) -> Result<([Patch<D>; 3], LoraInfo)> {
@@ -55,18 +55,27 @@ pub fn load<D: Device>(dev: &D, file: &Checkpoint, sites: [&Sites; 3]) -> Result
         control_channels = control_channels.max(pieces::control_channels(sites, update));
         pieces.extend(pieces::cut(file, sites, update)?);
     }
-    let mut patches = Network::ALL.map(|_| Patch { updates: vec![], vectors: vec![] });
     let groups = pieces::join(file, pieces)?;
     let sources = in_parallel(&groups, |group| pieces::source(file, group))?;
-    for (group, update) in groups.iter().zip(dev.load_low_ranks(&sources)?) {
-        let first = &group[0];
-        patches[first.network as usize].updates.push((first.site, update, first.scale));
-    }
-    for file::Replacement { network, site, tensor } in &contents.replacements {
-        let len = tensor.shape[0];
-        let vector = dev.load_tensor(&values::values(file, tensor, 0..len)?, len)?;
-        patches[*network as usize].vectors.push((*site, vector));
-    }
+    let vectors = contents.replacements.iter().map(|replacement| {
+        let file::Replacement { network, site, ref tensor } = *replacement;
+        Ok((network, site, values::values(file, tensor, 0..tensor.shape[0])?))
+    });
+    let vectors: Vec<_> = vectors.collect::<Result<_>>()?;
+    let put = |dev: &D| {
+        let mut patches = Network::ALL.map(|_| Patch { updates: vec![], vectors: vec![] });
+        for (group, update) in groups.iter().zip(dev.load_low_ranks(&sources)?) {
+            let first = &group[0];
+            patches[first.network as usize].updates.push((first.site, update, first.scale));
+        }
+        for (network, site, values) in &vectors {
+            let vector = dev.load_tensor(values, values.len())?;
+            patches[*network as usize].vectors.push((*site, vector));
+        }
+        Ok(patches)
+    };
+    dev.reserve(|dev| put(dev).map(drop))?;
+    let patches = put(dev)?;
     let info = LoraInfo {
         modules: contents.updates.len() + contents.replacements.len(),
         ranks: contents.updates.iter().map(|update| update.down.shape[0]).collect(),

@@ -193,9 +193,7 @@ impl<D: Device> FluxPipeline<D> {
     /// # Errors
     /// As [`lora::load`].
     pub fn load_lora(&self, file: &Checkpoint) -> Result<(FluxLora<D>, LoraInfo)> {
-        let load = |dev: &D| lora::load(dev, file, self.networks.sites());
-        self.dev.reserve(|dev| load(dev).map(drop))?;
-        let (patches, info) = load(&self.dev)?;
+        let (patches, info) = lora::load(&self.dev, file, self.networks.sites())?;
         Ok((FluxLora { patches, number: self.loras.fetch_add(1, Ordering::Relaxed) }, info))
     }
 
