@@ -169,13 +169,14 @@ impl<'a, D: Device> Run<'a, D> {
     /// Numbers that say which updates are attached to which linears, and how strongly, as long as nothing else is
     /// loaded or dropped.
     pub fn layout(&self) -> Vec<u64> {
-        let sites = self.attached.map_or(&[][..], |attached| &attached.updates).iter().enumerate();
-        let numbers = |site: usize, &(update, strength): &(&D::LowRank, f32)| {
-            [site as u64, std::ptr::from_ref(update) as u64, strength.to_bits().into()]
-        };
-        sites
-            .flat_map(|(site, updates)| updates.iter().flat_map(move |update| numbers(site, update)))
-            .collect()
+        let sites = self.attached.map_or(&[][..], |attached| &attached.updates);
+        let mut layout = Vec::new();
+        for (site, updates) in sites.iter().enumerate() {
+            for &(update, strength) in updates {
+                layout.extend([site as u64, std::ptr::from_ref(update) as u64, strength.to_bits().into()]);
+            }
+        }
+        layout
     }
 
     /// A row of constants, or what replaces it.
