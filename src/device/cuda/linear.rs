@@ -7,7 +7,7 @@ use super::generic::Output;
 use super::low_rank::Part;
 use super::memory::Range;
 use super::tensor::Elements;
-use super::{Cuda, Tensor, linear4, linear8, w4a16};
+use super::{Cuda, Tensor, linear4, linear8, quantize, w4a16};
 use crate::Result;
 use crate::ops::{Activation, Codes, Layer, LinearSource, SvdqSource, Usage};
 
@@ -35,9 +35,9 @@ pub struct Input {
 enum Rows {
     /// `[rows, k]` bf16
     Dense(Range),
-    Linear8(linear8::Rows),
+    Linear8(quantize::Rows),
     W4A16(w4a16::Rows),
-    Linear4(linear4::Rows),
+    Linear4(quantize::Rows),
 }
 
 /// What is done with `linear(x)`, beside an activation.

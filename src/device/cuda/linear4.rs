@@ -5,7 +5,7 @@ use super::gemm4::{Kernels, Operands, Product};
 use super::linear::{Epilogue, Target};
 use super::low_rank::{self, Part, Update};
 use super::memory::Range;
-use super::quantize::QuantizeParams;
+use super::quantize::{QuantizeParams, Rows};
 use crate::Result;
 use crate::ops::{Codes, SvdqSource};
 use crate::weights::pack;
@@ -30,18 +30,6 @@ pub(super) struct Weights {
     /// Its `down`, packed, for rows that come from a GELU.
     down_packed: Range,
     unsigned: bool,
-}
-
-/// Rows made ready for a linear.
-pub(super) struct Rows {
-    count: usize,
-    /// `[count, k]` in 4 bits, as `linear4::Codes` has them
-    codes: Range,
-    /// `[k/64, count rounded up to 16]`: a float, or four e4m3 numbers
-    scales: Range,
-    /// `[count, rank]` bf16, the ranks of all parts side by side
-    lora: Range,
-    rank: usize,
 }
 
 /// The kernels that this family's weights were loaded for.
@@ -81,7 +69,8 @@ impl Weights {
         })
     }
 
-    /// Rows with room for codes of `k` channels and `rank` projections.
+    /// Rows with room for codes of `k` channels, as `linear4::Codes` has them, and for `rank` projections. Scales are
+    /// `[k/64, count rounded up to 16]`: a float, or four e4m3 numbers.
     fn rows(cuda: &Cuda, count: usize, k: usize, rank: usize) -> Result<Rows> {
         let padded = count.next_multiple_of(16);
         Ok(Rows {

@@ -6,7 +6,7 @@ use super::hopper::{self, Kernels, PartMaps, Quantized};
 use super::linear::{Epilogue, Target};
 use super::low_rank::{self, Part, Update};
 use super::memory::Range;
-use super::quantize::QuantizeParams;
+use super::quantize::{QuantizeParams, Rows};
 use super::stored::Residency;
 use crate::Result;
 use crate::ops::{Codes, Profile, SvdqSource};
@@ -61,17 +61,6 @@ impl Packed {
             _ => kernels(cuda).unpack(from, self.channels.as_ref().map(Range::at), to, shape),
         }
     }
-}
-
-/// Rows made ready for a linear.
-pub(super) struct Rows {
-    count: usize,
-    /// As [`Quantized`] has them
-    codes: Range,
-    scales: Range,
-    /// `[count, rank]` bf16, the ranks of all parts side by side
-    lora: Range,
-    rank: usize,
 }
 
 /// The kernels that this family's weights were loaded for.

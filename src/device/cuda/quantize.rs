@@ -9,6 +9,7 @@ use super::choice;
 use super::driver::Context;
 use super::kernels::{Grid, Kernel, Module, argument};
 use super::low_rank::{DownPart, MAX_PARTS};
+use super::memory::Range;
 use crate::ops::Work;
 use crate::{Error, Result};
 
@@ -27,6 +28,16 @@ pub(super) struct QuantizeParams {
     /// Of all parts.
     pub(super) rank: i32,
     pub(super) parts: [DownPart; MAX_PARTS],
+}
+
+/// Rows made ready for a 4-bit linear. What codes and scales are is the linear's family's.
+pub(super) struct Rows {
+    pub(super) count: usize,
+    pub(super) codes: Range,
+    pub(super) scales: Range,
+    /// `[count, rank]` bf16, the ranks of all parts side by side
+    pub(super) lora: Range,
+    pub(super) rank: usize,
 }
 
 /// What quantises to one kind of numbers.
