@@ -432,6 +432,11 @@ typedef struct svdq_generate_params {
 #define SVDQ_OK 0
 
 /**
+ * Not there yet: a job still runs. Not an error.
+ */
+#define SVDQ_PENDING 1
+
+/**
  * A pointer is NULL, a number is out of range, a string is not UTF-8.
  */
 #define SVDQ_ERR_INVALID_ARGUMENT -1
@@ -440,6 +445,21 @@ typedef struct svdq_generate_params {
  * The caller's buffer is too small; the error text says what is needed.
  */
 #define SVDQ_ERR_BUFFER_TOO_SMALL -2
+
+/**
+ * The call or the job was cancelled.
+ */
+#define SVDQ_ERR_CANCELLED -3
+
+/**
+ * The job has not come to its end: wait for it first.
+ */
+#define SVDQ_ERR_BUSY -4
+
+/**
+ * The context was shut down.
+ */
+#define SVDQ_ERR_SHUTTING_DOWN -5
 
 /**
  * The input is sound, but asks for something that this library does not do.
@@ -480,6 +500,11 @@ typedef struct svdq_generate_params {
  * GPU memory is not to be had; the handles stay usable.
  */
 #define SVDQ_ERR_OUT_OF_DEVICE_MEMORY -41
+
+/**
+ * The context's memory budget is too small; the handles stay usable.
+ */
+#define SVDQ_ERR_MEMORY_BUDGET -42
 
 /**
  * There is no NVIDIA driver that could be used.

@@ -22,9 +22,15 @@ pub enum Error {
         /// The size that would do.
         need: u64,
     },
-    /// The caller's progress function asked to stop.
+    /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,
+    /// What is asked for is not there yet: work goes on in another thread.
+    #[error("{0}")]
+    Busy(String),
+    /// The context was shut down and starts nothing new.
+    #[error("the context was shut down")]
+    ShuttingDown,
     /// The input is well-formed, but asks for something this build does not do.
     #[error("{0}")]
     Unsupported(String),
@@ -82,6 +88,16 @@ pub enum Error {
         free: u64,
         /// Bytes of the memory budget that were not taken yet; `None` if there is no budget.
         budget: Option<u64>,
+    },
+    /// The context's memory budget is too small for what it is asked to hold; the GPU itself has room.
+    #[error("the memory budget of {budget} bytes is too small for {what}: {need} bytes are needed")]
+    MemoryBudget {
+        /// What the memory was for.
+        what: String,
+        /// Bytes that the budget would have to be.
+        need: u64,
+        /// The budget.
+        budget: u64,
     },
     /// There is no NVIDIA driver that could be used.
     #[error("no NVIDIA driver: {0}")]

@@ -5,6 +5,7 @@
 //! a prompt into pixels, [`models`] are the networks written once against [`ops`], and [`device`]
 //! implements those operations. [`lora`] changes a model without touching its weights. [`weights`] reads checkpoints and [`quantize`] writes them.
 
+mod cancel;
 pub mod capi;
 pub mod device;
 pub mod engine;
@@ -16,4 +17,5 @@ pub mod pipeline;
 pub mod quantize;
 pub mod weights;
 
+pub use cancel::Cancel;
 pub use error::{Error, Result};

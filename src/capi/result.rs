@@ -10,10 +10,18 @@ pub type svdq_result = i32;
 
 /// The call did what it says.
 pub const SVDQ_OK: svdq_result = 0;
+/// Not there yet: a job still runs. Not an error.
+pub const SVDQ_PENDING: svdq_result = 1;
 /// A pointer is NULL, a number is out of range, a string is not UTF-8.
 pub const SVDQ_ERR_INVALID_ARGUMENT: svdq_result = -1;
 /// The caller's buffer is too small; the error text says what is needed.
 pub const SVDQ_ERR_BUFFER_TOO_SMALL: svdq_result = -2;
+/// The call or the job was cancelled.
+pub const SVDQ_ERR_CANCELLED: svdq_result = -3;
+/// The job has not come to its end: wait for it first.
+pub const SVDQ_ERR_BUSY: svdq_result = -4;
+/// The context was shut down.
+pub const SVDQ_ERR_SHUTTING_DOWN: svdq_result = -5;
 /// The input is sound, but asks for something that this library does not do.
 pub const SVDQ_ERR_UNSUPPORTED: svdq_result = -6;
 /// The program was compiled with a header that this library does not know.
@@ -30,6 +38,8 @@ pub const SVDQ_ERR_WRONG_MODEL: svdq_result = -23;
 pub const SVDQ_ERR_OUT_OF_HOST_MEMORY: svdq_result = -40;
 /// GPU memory is not to be had; the handles stay usable.
 pub const SVDQ_ERR_OUT_OF_DEVICE_MEMORY: svdq_result = -41;
+/// The context's memory budget is too small; the handles stay usable.
+pub const SVDQ_ERR_MEMORY_BUDGET: svdq_result = -42;
 /// There is no NVIDIA driver that could be used.
 pub const SVDQ_ERR_NO_DRIVER: svdq_result = -60;
 /// The NVIDIA driver is too old; the error text says which one is needed.
@@ -76,6 +86,9 @@ pub(super) fn code(error: &Error) -> svdq_result {
     match error {
         Error::InvalidArgument(_) => SVDQ_ERR_INVALID_ARGUMENT,
         Error::BufferTooSmall { .. } => SVDQ_ERR_BUFFER_TOO_SMALL,
+        Error::Cancelled => SVDQ_ERR_CANCELLED,
+        Error::Busy(_) => SVDQ_ERR_BUSY,
+        Error::ShuttingDown => SVDQ_ERR_SHUTTING_DOWN,
         Error::Unsupported(_) => SVDQ_ERR_UNSUPPORTED,
         Error::VersionMismatch(_) => SVDQ_ERR_VERSION_MISMATCH,
         Error::Io { .. } => SVDQ_ERR_IO,
@@ -84,21 +97,25 @@ pub(super) fn code(error: &Error) -> svdq_result {
         Error::WrongModel { .. } => SVDQ_ERR_WRONG_MODEL,
         Error::OutOfHostMemory { .. } => SVDQ_ERR_OUT_OF_HOST_MEMORY,
         Error::OutOfDeviceMemory { .. } => SVDQ_ERR_OUT_OF_DEVICE_MEMORY,
+        Error::MemoryBudget { .. } => SVDQ_ERR_MEMORY_BUDGET,
         Error::NoDriver(_) => SVDQ_ERR_NO_DRIVER,
         Error::DriverTooOld { .. } => SVDQ_ERR_DRIVER_TOO_OLD,
         Error::NoDevice(_) => SVDQ_ERR_NO_DEVICE,
         Error::DeviceUnsupported(_) => SVDQ_ERR_DEVICE_UNSUPPORTED,
         Error::DeviceLost(_) => SVDQ_ERR_DEVICE_LOST,
-        // Nothing in this API asks the engine to stop.
-        Error::Cancelled | Error::Internal(_) => SVDQ_ERR_INTERNAL,
+        Error::Internal(_) => SVDQ_ERR_INTERNAL,
     }
 }
 
 fn name(result: svdq_result) -> &'static CStr {
     match result {
         SVDQ_OK => c"SVDQ_OK",
+        SVDQ_PENDING => c"SVDQ_PENDING",
         SVDQ_ERR_INVALID_ARGUMENT => c"SVDQ_ERR_INVALID_ARGUMENT",
         SVDQ_ERR_BUFFER_TOO_SMALL => c"SVDQ_ERR_BUFFER_TOO_SMALL",
+        SVDQ_ERR_CANCELLED => c"SVDQ_ERR_CANCELLED",
+        SVDQ_ERR_BUSY => c"SVDQ_ERR_BUSY",
+        SVDQ_ERR_SHUTTING_DOWN => c"SVDQ_ERR_SHUTTING_DOWN",
         SVDQ_ERR_UNSUPPORTED => c"SVDQ_ERR_UNSUPPORTED",
         SVDQ_ERR_VERSION_MISMATCH => c"SVDQ_ERR_VERSION_MISMATCH",
         SVDQ_ERR_IO => c"SVDQ_ERR_IO",
@@ -107,6 +124,7 @@ fn name(result: svdq_result) -> &'static CStr {
         SVDQ_ERR_WRONG_MODEL => c"SVDQ_ERR_WRONG_MODEL",
         SVDQ_ERR_OUT_OF_HOST_MEMORY => c"SVDQ_ERR_OUT_OF_HOST_MEMORY",
         SVDQ_ERR_OUT_OF_DEVICE_MEMORY => c"SVDQ_ERR_OUT_OF_DEVICE_MEMORY",
+        SVDQ_ERR_MEMORY_BUDGET => c"SVDQ_ERR_MEMORY_BUDGET",
         SVDQ_ERR_NO_DRIVER => c"SVDQ_ERR_NO_DRIVER",
         SVDQ_ERR_DRIVER_TOO_OLD => c"SVDQ_ERR_DRIVER_TOO_OLD",
         SVDQ_ERR_NO_DEVICE => c"SVDQ_ERR_NO_DEVICE",
