@@ -55,7 +55,6 @@ fn the_library_is_linked_and_shipped() {
     let rpath = Path::new(lines(&said[1], "rpath")[0]);
     assert!(rpath.join("libsvdq.so.0").exists(), "the soname is not where the loader looks");
     assert_eq!(lines(&said[2], "refused"), ["libsvdq is built for Win64 and Linux, not for Mac"]);
-    for header in ["svdq.h"] {
-        assert!(Path::new(lines(&said[1], "include")[0]).join(header).exists(), "no {header}");
-    }
+    let include = Path::new(lines(&said[1], "include")[0]);
+    assert!(include.join("svdq.h").exists(), "no svdq.h");
 }
