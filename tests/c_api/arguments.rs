@@ -404,5 +404,5 @@ fn results_have_the_names_of_the_header() {
         assert_eq!(named.to_str().unwrap(), format!("SVDQ_{name}"));
         count += 1;
     }
-    assert_eq!(count, 17);
+    assert_eq!(count, 21);
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use crate::support::{cc, declared_functions, header, repository, run, scratch};
+use crate::support::{cc, cxx, declared_functions, header, repository, run, scratch, strict};
 
 /// The modules of src/capi in the order in which the header shows them.
 const MODULES: [&str; 7] = ["version", "result", "context", "model", "lora", "image", "generate"];
@@ -51,37 +51,53 @@ uint32_t area(const svdq_image *image) { return image->width * image->height; }
 int main(void) { return svdq_version_number() == SVDQ_VERSION_NUMBER ? SVDQ_OK : SVDQ_ERR_INTERNAL; }
 ";
 
-#[test]
-fn c_compilers_take_it() {
-    let source = scratch("c_compilers").join("use.c");
+const C: [&str; 4] = ["c99", "c11", "c17", "c2x"];
+const CPP: [&str; 5] = ["c++11", "c++14", "c++17", "c++20", "c++2b"];
+
+/// Includes the header in every way, in every standard.
+fn takes_it(test: &str, compiler: fn() -> Command, extension: &str, standards: &[&str]) {
+    let source = scratch(test).join("use").with_extension(extension);
     for include in INCLUDES {
         fs::write(&source, format!("{include}{USE}")).unwrap();
-        for standard in ["c99", "c11", "c17", "c2x"] {
-            run(cc().arg(format!("-std={standard}")).args(["-Wconversion", "-fsyntax-only"]).arg(&source));
+        for standard in standards {
+            run(compiler().arg(format!("-std={standard}")).arg("-fsyntax-only").arg(&source));
         }
     }
 }
 
+/// A C++ compiler as engines run it.
+fn engine(mut cxx: Command) -> Command {
+    cxx.args(["-fno-exceptions", "-fno-rtti"]);
+    cxx
+}
+
+#[test]
+fn the_c_compiler_takes_it() {
+    takes_it("cc", cc, "c", &C);
+}
+
 #[test]
 #[ignore = "needs a C++ compiler, $CXX or c++"]
-fn cpp_compilers_take_it() {
-    let source = scratch("cpp_compilers").join("use.cpp");
-    let compiler = std::env::var("CXX").unwrap_or("c++".into());
-    for include in INCLUDES {
-        fs::write(&source, format!("{include}{USE}")).unwrap();
-        for standard in ["c++11", "c++14", "c++17", "c++20"] {
-            let mut cpp = Command::new(&compiler);
-            cpp.args([
-                "-Wall",
-                "-Wextra",
-                "-Wpedantic",
-                "-Wshadow",
-                "-Wpadded",
-                "-Wold-style-cast",
-                "-Werror",
-            ]);
-            cpp.args(["-fno-exceptions", "-fno-rtti", "-fsyntax-only"]).arg(format!("-std={standard}"));
-            run(cpp.arg("-I").arg(repository("include")).arg(&source));
-        }
+fn the_cpp_compiler_takes_it() {
+    takes_it("cxx", || engine(cxx()), "cpp", &CPP);
+}
+
+#[test]
+#[ignore = "needs clang"]
+fn clang_takes_it() {
+    takes_it("clang", || strict("clang", "-Wstrict-prototypes"), "c", &C);
+    takes_it("clang++", || engine(strict("clang++", "-Wold-style-cast")), "cpp", &CPP);
+}
+
+/// With imports from svdq.dll, and with the static library. The library itself is not built for Windows.
+#[test]
+#[ignore = "needs gcc for Windows: mingw-w64"]
+fn windows_compilers_take_it() {
+    let gcc = || strict("x86_64-w64-mingw32-gcc", "-Wstrict-prototypes");
+    takes_it("mingw", gcc, "c", &C);
+    let examples = fs::read_dir(repository("examples-c")).unwrap().map(|entry| entry.unwrap().path());
+    for source in examples.filter(|path| path.extension().is_some_and(|extension| extension == "c")) {
+        run(gcc().args(["-std=c99", "-fsyntax-only"]).arg(&source));
+        run(gcc().args(["-std=c99", "-fsyntax-only", "-DSVDQ_STATIC"]).arg(&source));
     }
 }

@@ -44,12 +44,25 @@ pub(crate) fn library(library: &str) -> PathBuf {
     path
 }
 
-/// The C compiler, with every warning that a strict engine turns on.
+/// Warnings that strict engines turn on, for both languages.
+const WARNINGS: [&str; 7] =
+    ["-Wall", "-Wextra", "-pedantic", "-Wshadow", "-Wpadded", "-Wconversion", "-Werror"];
+
+/// A compiler with every warning, of which `warning` is for its language alone, and the header's folder.
+pub(crate) fn strict(compiler: &str, warning: &str) -> Command {
+    let mut command = Command::new(compiler);
+    command.args(WARNINGS).arg(warning).arg("-I").arg(repository("include"));
+    command
+}
+
+/// The C compiler.
 pub(crate) fn cc() -> Command {
-    let mut cc = Command::new(env::var("CC").unwrap_or("cc".into()));
-    cc.args(["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wpadded", "-Wstrict-prototypes", "-Werror"]);
-    cc.arg("-I").arg(repository("include"));
-    cc
+    strict(&env::var("CC").unwrap_or("cc".into()), "-Wstrict-prototypes")
+}
+
+/// The C++ compiler.
+pub(crate) fn cxx() -> Command {
+    strict(&env::var("CXX").unwrap_or("c++".into()), "-Wold-style-cast")
 }
 
 /// Runs a command and returns its output; it has to succeed.
