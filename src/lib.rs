@@ -11,6 +11,7 @@ pub mod device;
 pub mod engine;
 mod error;
 pub mod lora;
+pub mod memory;
 pub mod models;
 pub mod ops;
 pub mod pipeline;
