@@ -63,19 +63,64 @@
 #define SVDQ_VERSION_NUMBER (((SVDQ_VERSION_MAJOR * 10000) + (SVDQ_VERSION_MINOR * 100)) + SVDQ_VERSION_PATCH)
 
 /**
- * The first GPU that this library can use, or the CPU if there is none.
+ * The first GPU that this library can use, or the CPU if there is none; the log says why.
  */
 #define SVDQ_DEVICE_BEST 0
 
 /**
- * The GPU of number device_index among those of the NVIDIA driver.
+ * The GPU of number device_index, as svdq_device_get_info counts them.
  */
 #define SVDQ_DEVICE_INDEX 1
+
+/**
+ * The GPU whose UUID device_id is.
+ */
+#define SVDQ_DEVICE_UUID 2
+
+/**
+ * The GPU whose LUID the first 8 bytes of device_id are: the one that Direct3D renders with.
+ */
+#define SVDQ_DEVICE_LUID 3
 
 /**
  * The CPU.
  */
 #define SVDQ_DEVICE_CPU 4
+
+/**
+ * Graphics and the program's other work on the GPU go first.
+ */
+#define SVDQ_PRIORITY_LOW 0
+
+/**
+ * Half-way between the lowest and the highest priority that the GPU has.
+ */
+#define SVDQ_PRIORITY_BALANCED 1
+
+/**
+ * Pictures go first.
+ */
+#define SVDQ_PRIORITY_HIGH 2
+
+/**
+ * Something failed in a thread of the library.
+ */
+#define SVDQ_LOG_ERROR 1
+
+/**
+ * Something is not as it was asked for: the CPU is used, a prompt was cut.
+ */
+#define SVDQ_LOG_WARNING 2
+
+/**
+ * What was opened and loaded.
+ */
+#define SVDQ_LOG_INFO 3
+
+/**
+ * What was made.
+ */
+#define SVDQ_LOG_DEBUG 4
 
 /**
  * A source is a path.
@@ -158,6 +203,24 @@ typedef struct svdq_model svdq_model;
 typedef int32_t svdq_result;
 
 /**
+ * Receives a line of a context's log, in UTF-8 and without a line break; message is gone after the
+ * call. Called in any thread that is inside the library, by several at a time, and while no lock is
+ * held: it may call the library, but must not release handles. It must not throw.
+ */
+typedef void (*svdq_log_fn)(void *user, int32_t level, const char *message);
+
+/**
+ * Gives size bytes at a multiple of alignment, a power of two, or NULL if there are none. Called in
+ * any thread, by several at a time. It must not call the library.
+ */
+typedef void *(*svdq_alloc_fn)(void *user, size_t size, size_t alignment);
+
+/**
+ * Takes back what svdq_alloc_fn gave, with the same size and alignment. Called as that is.
+ */
+typedef void (*svdq_free_fn)(void *user, void *memory, size_t size, size_t alignment);
+
+/**
  * How a context is made. All zero but struct_size is a good choice.
  */
 typedef struct svdq_context_params {
@@ -184,15 +247,41 @@ typedef struct svdq_context_params {
    */
   uint32_t device_index;
   /**
-   * Zero.
+   * SVDQ_PRIORITY_*: who goes first on the GPU. 0: SVDQ_PRIORITY_LOW.
    */
-  uint32_t reserved;
+  uint32_t gpu_priority;
+  /**
+   * The UUID of the GPU, with SVDQ_DEVICE_UUID; its LUID and 8 zeros, with SVDQ_DEVICE_LUID.
+   */
+  uint8_t device_id[16];
   /**
    * Bytes of GPU memory that the models of this context may take; 0: what is free. A model keeps as
    * much of itself on the GPU as there is room for, and the rest in the host's memory. What the
    * driver needs for itself, some hundred megabytes, comes on top.
    */
   uint64_t memory_budget;
+  /**
+   * Receives the log, until the context and all that was made from it are released. NULL: the log
+   * is kept for svdq_context_read_log.
+   */
+  svdq_log_fn log;
+  /**
+   * log's first argument.
+   */
+  void *log_user;
+  /**
+   * With free, gives the host's memory for all that grows with files and pictures: weights,
+   * activations, pixels. NULL, both: the system's.
+   */
+  svdq_alloc_fn alloc;
+  /**
+   * With alloc.
+   */
+  svdq_free_fn free;
+  /**
+   * alloc's and free's first argument.
+   */
+  void *alloc_user;
 } svdq_context_params;
 
 /**

@@ -1,19 +1,54 @@
 //! What models are loaded into.
 
+use std::ffi::{CString, c_char, c_void};
+use std::ptr;
+
 use super::boundary::{Sized32, guard, make_handle, read_struct, release, write_struct};
 use super::{SVDQ_VERSION_MAJOR, SVDQ_VERSION_NUMBER, svdq_result};
-use crate::engine::{Context, ContextOptions, DeviceSelect};
+use crate::engine::{Context, ContextOptions, DeviceSelect, Log, Priority};
 use crate::{Error, Result};
 
 /// What models are loaded into: a device and its threads. Independent of every other context.
 pub struct svdq_context(pub(super) Context);
 
-/// The first GPU that this library can use, or the CPU if there is none.
+/// The first GPU that this library can use, or the CPU if there is none; the log says why.
 pub const SVDQ_DEVICE_BEST: u32 = 0;
-/// The GPU of number device_index among those of the NVIDIA driver.
+/// The GPU of number device_index, as svdq_device_get_info counts them.
 pub const SVDQ_DEVICE_INDEX: u32 = 1;
+/// The GPU whose UUID device_id is.
+pub const SVDQ_DEVICE_UUID: u32 = 2;
+/// The GPU whose LUID the first 8 bytes of device_id are: the one that Direct3D renders with.
+pub const SVDQ_DEVICE_LUID: u32 = 3;
 /// The CPU.
 pub const SVDQ_DEVICE_CPU: u32 = 4;
+
+/// Graphics and the program's other work on the GPU go first.
+pub const SVDQ_PRIORITY_LOW: u32 = 0;
+/// Half-way between the lowest and the highest priority that the GPU has.
+pub const SVDQ_PRIORITY_BALANCED: u32 = 1;
+/// Pictures go first.
+pub const SVDQ_PRIORITY_HIGH: u32 = 2;
+
+/// Something failed in a thread of the library.
+pub const SVDQ_LOG_ERROR: i32 = 1;
+/// Something is not as it was asked for: the CPU is used, a prompt was cut.
+pub const SVDQ_LOG_WARNING: i32 = 2;
+/// What was opened and loaded.
+pub const SVDQ_LOG_INFO: i32 = 3;
+/// What was made.
+pub const SVDQ_LOG_DEBUG: i32 = 4;
+
+/// Receives a line of a context's log, in UTF-8 and without a line break; message is gone after the
+/// call. Called in any thread that is inside the library, by several at a time, and while no lock is
+/// held: it may call the library, but must not release handles. It must not throw.
+pub type svdq_log_fn = Option<unsafe extern "C" fn(user: *mut c_void, level: i32, message: *const c_char)>;
+/// Gives size bytes at a multiple of alignment, a power of two, or NULL if there are none. Called in
+/// any thread, by several at a time. It must not call the library.
+pub type svdq_alloc_fn =
+    Option<unsafe extern "C" fn(user: *mut c_void, size: usize, alignment: usize) -> *mut c_void>;
+/// Takes back what svdq_alloc_fn gave, with the same size and alignment. Called as that is.
+pub type svdq_free_fn =
+    Option<unsafe extern "C" fn(user: *mut c_void, memory: *mut c_void, size: usize, alignment: usize)>;
 
 /// How a context is made. All zero but struct_size is a good choice.
 #[repr(C)]
@@ -31,15 +66,29 @@ pub struct svdq_context_params {
     pub device_select: u32,
     /// The number of the GPU, with SVDQ_DEVICE_INDEX.
     pub device_index: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// SVDQ_PRIORITY_*: who goes first on the GPU. 0: SVDQ_PRIORITY_LOW.
+    pub gpu_priority: u32,
+    /// The UUID of the GPU, with SVDQ_DEVICE_UUID; its LUID and 8 zeros, with SVDQ_DEVICE_LUID.
+    pub device_id: [u8; 16],
     /// Bytes of GPU memory that the models of this context may take; 0: what is free. A model keeps as
     /// much of itself on the GPU as there is room for, and the rest in the host's memory. What the
     /// driver needs for itself, some hundred megabytes, comes on top.
     pub memory_budget: u64,
+    /// Receives the log, until the context and all that was made from it are released. NULL: the log
+    /// is kept for svdq_context_read_log.
+    pub log: svdq_log_fn,
+    /// log's first argument.
+    pub log_user: *mut c_void,
+    /// With free, gives the host's memory for all that grows with files and pictures: weights,
+    /// activations, pixels. NULL, both: the system's.
+    pub alloc: svdq_alloc_fn,
+    /// With alloc.
+    pub free: svdq_free_fn,
+    /// alloc's and free's first argument.
+    pub alloc_user: *mut c_void,
 }
 
-// SAFETY: integers.
+// SAFETY: integers, pointers and functions that may be NULL, no padding.
 unsafe impl Sized32 for svdq_context_params {
     const NAME: &'static str = "svdq_context_params";
 }
@@ -59,8 +108,14 @@ pub unsafe extern "C" fn svdq_context_params_init(params: *mut svdq_context_para
         threads: 0,
         device_select: SVDQ_DEVICE_BEST,
         device_index: 0,
-        reserved: 0,
+        gpu_priority: SVDQ_PRIORITY_LOW,
+        device_id: [0; 16],
         memory_budget: 0,
+        log: None,
+        log_user: ptr::null_mut(),
+        alloc: None,
+        free: None,
+        alloc_user: ptr::null_mut(),
     };
     // SAFETY: `params` is as the header demands.
     guard(|| unsafe { write_struct(params, &defaults) })
@@ -82,25 +137,8 @@ pub unsafe extern "C" fn svdq_context_create(
     out: *mut *mut svdq_context,
 ) -> svdq_result {
     let create = || {
-        let mut options = ContextOptions::default();
-        if !params.is_null() {
-            // SAFETY: `params` is as the header demands.
-            let params = unsafe { read_struct(params)? };
-            check_header(params.header_version)?;
-            if params.reserved != 0 {
-                return Err(Error::InvalidArgument(format!("reserved is {}, not 0", params.reserved)));
-            }
-            options.threads = params.threads as usize;
-            options.memory_budget = params.memory_budget;
-            options.device = match params.device_select {
-                SVDQ_DEVICE_BEST => DeviceSelect::Auto,
-                SVDQ_DEVICE_INDEX => DeviceSelect::Cuda(params.device_index),
-                SVDQ_DEVICE_CPU => DeviceSelect::Cpu,
-                other => {
-                    return Err(Error::InvalidArgument(format!("device_select is {other}, which is none")));
-                }
-            };
-        }
+        // SAFETY: `params` is as the header demands.
+        let options = if params.is_null() { ContextOptions::default() } else { unsafe { options(params)? } };
         Ok(svdq_context(Context::new(options)?))
     };
     // SAFETY: `out` is as the header demands.
@@ -115,6 +153,66 @@ pub unsafe extern "C" fn svdq_context_create(
 pub unsafe extern "C" fn svdq_context_release(context: *mut svdq_context) {
     // SAFETY: `context` is as the header demands.
     unsafe { release(context) }
+}
+
+/// # Safety
+/// As [`read_struct`]; the functions and what belongs to them are as the header demands.
+unsafe fn options(params: *const svdq_context_params) -> Result<ContextOptions> {
+    // SAFETY: the caller's promise.
+    let params = unsafe { read_struct(params)? };
+    check_header(params.header_version)?;
+    if params.alloc.is_some() != params.free.is_some() {
+        return Err(Error::InvalidArgument("of alloc and free one is NULL: both are needed, or none".into()));
+    }
+    if params.alloc.is_some() {
+        return Err(Error::Unsupported("alloc and free: memory comes from the system".into()));
+    }
+    Ok(ContextOptions {
+        device: device(&params)?,
+        threads: params.threads as usize,
+        memory_budget: params.memory_budget,
+        priority: match params.gpu_priority {
+            SVDQ_PRIORITY_LOW => Priority::Low,
+            SVDQ_PRIORITY_BALANCED => Priority::Balanced,
+            SVDQ_PRIORITY_HIGH => Priority::High,
+            other => return Err(Error::InvalidArgument(format!("gpu_priority is {other}, which is none"))),
+        },
+        log: log(&params),
+    })
+}
+
+fn device(params: &svdq_context_params) -> Result<DeviceSelect> {
+    match params.device_select {
+        SVDQ_DEVICE_BEST => Ok(DeviceSelect::Auto),
+        SVDQ_DEVICE_INDEX => Ok(DeviceSelect::Cuda(params.device_index)),
+        SVDQ_DEVICE_UUID => Ok(DeviceSelect::Uuid(params.device_id)),
+        SVDQ_DEVICE_LUID => match params.device_id.as_chunks().0 {
+            [luid, [0, 0, 0, 0, 0, 0, 0, 0]] => Ok(DeviceSelect::Luid(*luid)),
+            _ => Err(Error::InvalidArgument("device_id has more than the 8 bytes of a LUID".into())),
+        },
+        SVDQ_DEVICE_CPU => Ok(DeviceSelect::Cpu),
+        other => Err(Error::InvalidArgument(format!("device_select is {other}, which is none"))),
+    }
+}
+
+fn log(params: &svdq_context_params) -> Log {
+    /// The program's, which promised that any thread may use it.
+    struct User(*mut c_void);
+    // SAFETY: the program's promise.
+    unsafe impl Send for User {}
+    // SAFETY: as above.
+    unsafe impl Sync for User {}
+
+    let Some(function) = params.log else { return Log::default() };
+    let user = User(params.log_user);
+    Log::to(move |level, line| {
+        let user: &User = &user;
+        // Lines have no control characters.
+        if let Ok(line) = CString::new(line) {
+            // SAFETY: the function is as the header demands, and the string ends in a NUL.
+            unsafe { function(user.0, level as i32, line.as_ptr()) }
+        }
+    })
 }
 
 /// A header of the same major version that is not newer than the library.

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::weights::flux::FluxConfig;
 use crate::weights::names::tests::{Tensors, read};
+use crate::{Error, Result};
 
 fn demo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo")

@@ -2,7 +2,7 @@
 //! the header promises, says why, and writes nothing.
 
 use std::collections::BTreeSet;
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_void};
 use std::ptr;
 
 use svdq::capi::*;
@@ -34,6 +34,12 @@ fn with<T: Copy>(mut value: T, change: impl FnOnce(&mut T)) -> T {
     change(&mut value);
     value
 }
+
+unsafe extern "C" fn no_memory(_: *mut c_void, _: usize, _: usize) -> *mut c_void {
+    ptr::null_mut()
+}
+
+unsafe extern "C" fn forget(_: *mut c_void, _: *mut c_void, _: usize, _: usize) {}
 
 #[test]
 fn every_function_checks_its_arguments() {
@@ -155,6 +161,10 @@ fn every_function_checks_its_arguments() {
         case!(svdq_context_create, "header of another major version", SVDQ_ERR_VERSION_MISMATCH, "svdq.h 3.2.1", create_with(|p| p.header_version = 30201)),
         case!(svdq_context_create, "wild number of threads", "threads is 4294967295", create_with(|p| p.threads = u32::MAX)),
         case!(svdq_context_create, "unknown device", "device_select is 9", create_with(|p| p.device_select = 9)),
+        case!(svdq_context_create, "unknown priority", "gpu_priority is 3", create_with(|p| p.gpu_priority = 3)),
+        case!(svdq_context_create, "a LUID of 16 bytes", "device_id", create_with(|p| { p.device_select = SVDQ_DEVICE_LUID; p.device_id[8] = 1 })),
+        case!(svdq_context_create, "alloc alone", "alloc and free", create_with(|p| p.alloc = Some(no_memory))),
+        case!(svdq_context_create, "free alone", "alloc and free", create_with(|p| p.free = Some(forget))),
         case!(svdq_context_release, "NULL", SVDQ_OK, "", { svdq_context_release(null.cast()); SVDQ_OK }),
 
         case!(svdq_model_load, "no out", "out is NULL", svdq_model_load(context, &load, null.cast())),
@@ -354,7 +364,7 @@ fn structs_may_be_older_or_newer() {
     unsafe { svdq_context_release(context) };
     newer.added[2] = 1;
     assert_eq!(unsafe { svdq_context_create(&newer.known, &mut context) }, SVDQ_ERR_VERSION_MISMATCH);
-    assert!(last_error().contains("svdq_context_params asks at byte 40"), "{}", last_error());
+    assert!(last_error().contains("svdq_context_params asks at byte 96"), "{}", last_error());
 
     let mut info = Newer { known: sized::<svdq_model_info>(), added: [9; 4] };
     info.known.struct_size = size_of_val(&info) as u32;

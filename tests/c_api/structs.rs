@@ -32,7 +32,8 @@ macro_rules! layouts {
 fn layouts() -> Vec<Layout> {
     layouts! {
         svdq_context_params {
-            struct_size, header_version, threads, device_select, device_index, reserved, memory_budget
+            struct_size, header_version, threads, device_select, device_index, gpu_priority, device_id,
+            memory_budget, log, log_user, alloc, free, alloc_user
         }
         svdq_source { struct_size, kind, path }
         svdq_model_params { struct_size, source_count, sources, profile, reserved }

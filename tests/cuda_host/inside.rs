@@ -153,7 +153,7 @@ fn budgets() {
     const SIDE: u32 = 128;
     let open = |memory_budget| {
         let device = DeviceSelect::Cuda(0);
-        Context::new(ContextOptions { device, threads: 1, memory_budget }).unwrap()
+        Context::new(ContextOptions { device, threads: 1, memory_budget, ..Default::default() }).unwrap()
     };
     let peak = |context: &Context| context.gpu_memory().unwrap()[1];
     let context = open(0);

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use support::Devices;
 use svdq::Error;
-use svdq::device::cuda::Gpu;
+use svdq::device::cuda::{Gpu, Priority};
 use svdq::ops::Profile;
 
 type Test = fn(&Devices);
@@ -58,7 +58,7 @@ const W4A8: &[(&str, Test)] = &[("folded_codes", linear::folded_codes), ("lora_t
 const INT4: &[(&str, Test)] = &[("images", model::images), ("lora_images", lora::images)];
 
 fn main() -> ExitCode {
-    let gpu = match Gpu::open(0) {
+    let gpu = match Gpu::open(0, Priority::Low) {
         Ok(gpu) => gpu,
         Err(error @ (Error::NoDriver(_) | Error::NoDevice(_) | Error::DeviceUnsupported(_))) => {
             println!("GPU tests skipped: {error}");
@@ -71,7 +71,7 @@ fn main() -> ExitCode {
     };
     println!("on {}", gpu.info().name);
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let older = Gpu::open_as(0, 80);
+    let older = Gpu::open_as(0, 80, Priority::Low);
     let gpus = [Ok(gpu), older].map(|gpu| gpu.map_err(|error| println!("GPU tests failed: {error}")));
     let [Ok(gpu), Ok(older)] = gpus else { return ExitCode::FAILURE };
     let mut failed = 0;

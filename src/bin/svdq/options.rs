@@ -84,7 +84,7 @@ impl ModelArgs {
     /// The device to run on.
     pub(crate) fn context(&self) -> Result<Context, svdq::Error> {
         let ModelArgs { device, threads, memory_budget, .. } = *self;
-        Context::new(ContextOptions { device, threads, memory_budget })
+        Context::new(ContextOptions { device, threads, memory_budget, ..Default::default() })
     }
 
     /// Loads the model.

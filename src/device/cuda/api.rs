@@ -45,6 +45,8 @@ macro_rules! functions {
         #[allow(non_snake_case)]
         #[derive(Clone, Copy)]
         pub(super) struct Api {
+            /// What `cuDriverGetVersion` says.
+            pub(super) version: u32,
             $($name: unsafe extern "C" fn($($type),*) -> u32,)*
         }
 
@@ -52,14 +54,14 @@ macro_rules! functions {
         impl Api {
             /// # Errors
             /// The name of the first function that the driver lacks.
-            fn load() -> std::result::Result<Self, &'static str> {
+            fn load(version: i32) -> std::result::Result<Self, &'static str> {
                 // SAFETY: the caller made sure that the library is there; types are cuda.h's.
-                Ok(unsafe { Api { $($name: *sys::culib().get(stringify!($name).as_bytes()).map_err(|_| stringify!($name))?,)* } })
+                Ok(unsafe { Api { version: version.cast_unsigned(), $($name: *sys::culib().get(stringify!($name).as_bytes()).map_err(|_| stringify!($name))?,)* } })
             }
 
             /// A driver that does nothing and says that it did: what calls would have written stays as it is.
             pub(super) fn idle() -> Self {
-                Api { $($name: { extern "C" fn idle($(_: $type),*) -> u32 { 0 } idle },)* }
+                Api { version: 0, $($name: { extern "C" fn idle($(_: $type),*) -> u32 { 0 } idle },)* }
             }
 
             $(
@@ -142,7 +144,7 @@ impl Api {
             return none("libcuda is not installed".into());
         }
         let version = driver_version()?;
-        let api = match Self::load() {
+        let api = match Self::load(version) {
             Ok(api) => api,
             Err(name) if version >= NEEDED => return none(format!("libcuda lacks {name}")),
             Err(_) => return Err(too_old(version)),

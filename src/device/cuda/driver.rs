@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::ThreadId;
 
 use super::api::{Api, Attribute, CUcontext, CUdevice, CUstream, CUuuid, CaptureMode, Code, Status};
+use super::gpu::Priority;
 use super::graph::Recorded;
 use super::profile::Profiler;
 use super::staging::Staging;
@@ -28,6 +29,8 @@ pub struct DeviceInfo {
     pub luid: Option<[u8; 8]>,
     /// 90 for compute capability 9.0.
     pub compute_capability: u32,
+    /// The newest CUDA that the driver knows: 13000 for 13.0.
+    pub driver_version: u32,
     /// Bytes.
     pub total_memory: u64,
 }
@@ -83,6 +86,7 @@ impl DeviceInfo {
             uuid: uuid.bytes.map(|byte| byte as u8),
             luid: luid.map(|luid| luid.map(|byte| byte as u8)),
             compute_capability,
+            driver_version: api.version,
             total_memory: total as u64,
         };
         Ok((info, device))
@@ -99,14 +103,15 @@ fn failed(api: &Api, what: &str, code: Code) -> Error {
 /// CU_STREAM_NON_BLOCKING: does not wait for the program's default stream.
 const NON_BLOCKING: u32 = 1;
 
-/// A GPU's primary context, which the whole process shares, and a stream of our own in it with the lowest
-/// priority: graphics and the program's other work go first.
+/// A GPU's primary context, which the whole process shares, and a stream of our own in it.
 pub(super) struct Context {
     pub(super) api: Api,
     pub(super) info: DeviceInfo,
     /// Streaming multiprocessors.
     pub(super) multiprocessors: u32,
     stream: CUstream,
+    /// That of all streams: a recorded step runs with that of the stream to which it is sent.
+    priority: i32,
     /// The thread that records, if any, and the stream from which it does.
     recording: Mutex<Option<(ThreadId, CUstream)>>,
     /// Held by who records.
@@ -181,7 +186,7 @@ impl Context {
     ///
     /// # Errors
     /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`], [`Error::OutOfDeviceMemory`].
-    pub(super) fn open(index: u32) -> Result<Self> {
+    pub(super) fn open(index: u32, priority: Priority) -> Result<Self> {
         let api = Api::open()?;
         let (info, device) = DeviceInfo::read(&api, index)?;
         let mut context = Context {
@@ -189,6 +194,7 @@ impl Context {
             info,
             multiprocessors: 0,
             stream: null_mut(),
+            priority: 0,
             recording: Mutex::default(),
             recorder: Mutex::default(),
             profiler: Profiler::default(),
@@ -207,15 +213,22 @@ impl Context {
             let mut primary = null_mut();
             context.check("cuDevicePrimaryCtxRetain", api.cuDevicePrimaryCtxRetain(&mut primary, device))?;
             context.context = primary;
-            let mut stream = null_mut();
+            let (mut stream, number);
             {
                 let _current = context.enter()?;
                 let code = api.cuCtxGetStreamPriorityRange(&mut least, &mut greatest);
                 context.check("cuCtxGetStreamPriorityRange", code)?;
-                let code = api.cuStreamCreateWithPriority(&mut stream, NON_BLOCKING, least);
+                // The lower the number, the higher the priority.
+                number = match priority {
+                    Priority::Low => least,
+                    Priority::Balanced => (least + greatest) / 2,
+                    Priority::High => greatest,
+                };
+                stream = null_mut();
+                let code = api.cuStreamCreateWithPriority(&mut stream, NON_BLOCKING, number);
                 context.check("cuStreamCreate", code)?;
             }
-            context.stream = stream;
+            (context.stream, context.priority) = (stream, number);
         }
         context.multiprocessors = multiprocessors.cast_unsigned();
         Ok(context)
@@ -228,6 +241,7 @@ impl Context {
             info: self.info.clone(),
             multiprocessors: self.multiprocessors,
             stream: null_mut(),
+            priority: 0,
             recording: Mutex::default(),
             recorder: Mutex::default(),
             profiler: Profiler::default(),
@@ -295,7 +309,7 @@ impl Context {
         let mut stream = null_mut();
         // SAFETY: `stream` lives; `Recording` destroys the stream.
         unsafe {
-            let code = self.api.cuStreamCreateWithPriority(&mut stream, NON_BLOCKING, 0);
+            let code = self.api.cuStreamCreateWithPriority(&mut stream, NON_BLOCKING, self.priority);
             self.check("cuStreamCreate", code)?;
             let recording = Recording { context: self, stream, _turn: turn };
             let mode = CaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;

@@ -4,9 +4,21 @@ use std::sync::Arc;
 
 use super::driver::{Context, DeviceInfo, devices};
 use super::memory::Pool;
-use super::{WEIGHT_CHUNK, choice, gemm4, generic, hopper};
+use super::{WEIGHT_CHUNK, choice, gemm4, generic, hopper, kernels};
 use crate::ops::Profile;
 use crate::{Error, Result};
+
+/// Whose work goes first where this library's and other work wait for the GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Priority {
+    /// The other's: graphics above all.
+    #[default]
+    Low,
+    /// Neither: half-way between the lowest and the highest priority.
+    Balanced,
+    /// This library's.
+    High,
+}
 
 /// A GPU, opened. A clone is another handle to the same one.
 #[derive(Clone)]
@@ -44,8 +56,8 @@ impl Gpu {
     /// # Errors
     /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`], [`Error::DeviceUnsupported`],
     /// [`Error::OutOfDeviceMemory`].
-    pub fn open(index: u32) -> Result<Self> {
-        Self::open_as(index, u32::MAX)
+    pub fn open(index: u32, priority: Priority) -> Result<Self> {
+        Self::open_as(index, u32::MAX, priority)
     }
 
     /// [`Gpu::open`] as if the GPU had no more than this compute capability (80 for 8.0), so that kernels and profiles
@@ -53,7 +65,7 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`Gpu::open`].
-    pub fn open_as(index: u32, capability: u32) -> Result<Self> {
+    pub fn open_as(index: u32, capability: u32, priority: Priority) -> Result<Self> {
         let found = devices()?;
         let Some(mut info) = found.get(index as usize).cloned() else {
             let what = format!("there is no GPU {index}: the NVIDIA driver offers {}", found.len());
@@ -61,24 +73,47 @@ impl Gpu {
         };
         info.compute_capability = info.compute_capability.min(capability);
         choice::check(&info)?;
-        let mut context = Context::open(index)?;
+        kernels::check_build()?;
+        let mut context = Context::open(index, priority)?;
         context.info = info;
         Ok(Gpu(Arc::new(Opened::new(context)?)))
     }
 
-    /// The first GPU that can be used, if there is one.
+    /// Opens the GPU that has this UUID.
     ///
     /// # Errors
-    /// Those of [`Gpu::open`] that do not mean that there is none.
-    pub fn open_any() -> Result<Option<Self>> {
-        let Ok(found) = devices() else { return Ok(None) };
-        for info in found {
-            match Self::open(info.index) {
-                Err(Error::DeviceUnsupported(_)) => {}
-                result => return result.map(Some),
+    /// As [`Gpu::open`].
+    pub fn open_uuid(uuid: [u8; 16], priority: Priority) -> Result<Self> {
+        match devices()?.iter().find(|info| info.uuid == uuid) {
+            Some(info) => Self::open(info.index, priority),
+            None => Err(Error::NoDevice(format!("no GPU has the UUID {}", hex(&uuid)))),
+        }
+    }
+
+    /// Opens the GPU that has this LUID.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`].
+    pub fn open_luid(luid: [u8; 8], priority: Priority) -> Result<Self> {
+        match devices()?.iter().find(|info| info.luid == Some(luid)) {
+            Some(info) => Self::open(info.index, priority),
+            None => Err(Error::NoDevice(format!("no GPU has the LUID {}", hex(&luid)))),
+        }
+    }
+
+    /// Opens the first GPU that can be used.
+    ///
+    /// # Errors
+    /// Of those that cannot, why the last one cannot; else as [`Gpu::open`].
+    pub fn open_any(priority: Priority) -> Result<Self> {
+        let mut last = Error::NoDevice("the NVIDIA driver finds no GPU".into());
+        for info in devices()? {
+            match Self::open(info.index, priority) {
+                Err(why @ Error::DeviceUnsupported(_)) => last = why,
+                result => return result,
             }
         }
-        Ok(None)
+        Err(last)
     }
 
     /// How 4-bit linears are computed unless told otherwise, with NVFP4 weights or with INT4 ones.
@@ -128,4 +163,9 @@ impl Gpu {
     pub fn taken_memory(&self) -> [u64; 2] {
         self.0.context.taken.bytes()
     }
+}
+
+/// The bytes in the order in which they lie in memory.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

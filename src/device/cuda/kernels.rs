@@ -14,6 +14,17 @@ use crate::{Error, Result};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
+/// # Errors
+/// [`Error::DeviceUnsupported`] when this build has no kernels at all.
+pub(super) fn check_build() -> Result<()> {
+    match IMAGES.is_empty() {
+        false => Ok(()),
+        true => Err(Error::DeviceUnsupported(
+            "this build of libsvdq has no GPU kernels: it was made without nvcc".into(),
+        )),
+    }
+}
+
 /// A loaded image.
 pub(super) struct Module {
     context: Arc<Context>,
@@ -32,9 +43,7 @@ impl Module {
     /// [`Error::DeviceUnsupported`] when this build has no such image, or none for this GPU.
     pub(super) fn load(context: &Arc<Context>, name: &str) -> Result<Self> {
         let Some((_, image)) = IMAGES.iter().find(|(unit, _)| *unit == name) else {
-            return Err(Error::DeviceUnsupported(
-                "this build of libsvdq has no GPU kernels: it was made without nvcc".into(),
-            ));
+            return Err(Error::DeviceUnsupported(format!("this build of libsvdq has no {name} kernels")));
         };
         let _current = context.enter()?;
         let mut module = null_mut();

@@ -1,7 +1,7 @@
 //! NVIDIA GPUs, by the driver that is opened at run time.
 //!
 //! Activations are bf16, sums f32; what is uploaded stays f32. Work is asked for in the order of the calls and
-//! runs on one stream of the lowest priority.
+//! runs on one stream.
 //!
 //! 4-bit linears come in families, a file each, that have the same functions: `linear8` on 8-bit tensor cores, `linear4`
 //! on 4-bit ones, `w4a16` in bf16, which runs everywhere. `choice` says which one a GPU takes.
@@ -33,8 +33,8 @@ use std::sync::Arc;
 
 pub use driver::{DeviceInfo, devices};
 use generic::{ConvParams, GroupNormParams, LinearParams, MaskedAttentionParams, NormParams, Output};
-pub use gpu::Gpu;
 use gpu::Opened;
+pub use gpu::{Gpu, Priority};
 use graph::Graphs;
 use linear::{Bf16, Target};
 pub use linear::{Input, Linear};

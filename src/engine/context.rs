@@ -1,0 +1,144 @@
+//! The device on which models run, and what they share there.
+
+use super::Log;
+use crate::device::cuda::{Gpu, Priority};
+use crate::ops::Profile;
+use crate::{Error, Result};
+
+/// More threads than this are refused: no machine has them, so the value is a mistake.
+const MAX_THREADS: usize = 1024;
+
+/// Where models run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceSelect {
+    /// The first GPU that this library can use, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this number among those of the NVIDIA driver.
+    Cuda(u32),
+    /// The GPU that has this UUID.
+    Uuid([u8; 16]),
+    /// The GPU that has this LUID, by which Direct3D and Vulkan know it on Windows.
+    Luid([u8; 8]),
+}
+
+/// How to make a [`Context`].
+#[derive(Clone, Debug, Default)]
+pub struct ContextOptions {
+    /// Where models run.
+    pub device: DeviceSelect,
+    /// CPU threads to compute with, the caller's own included; 0 means one for each core. Images do not
+    /// depend on it.
+    pub threads: usize,
+    /// Bytes of GPU memory that weights and temporaries of this context may take; 0 means what is free. A model keeps as
+    /// much of itself on the GPU as there is room for beside its default image: its 4-bit weights packed if need be, then
+    /// its text encoders and then its modulation in the host's memory. What the driver needs for itself, some hundred
+    /// megabytes, comes on top.
+    pub memory_budget: u64,
+    /// Who goes first on the GPU.
+    pub priority: Priority,
+    /// Where the context's log goes.
+    pub log: Log,
+}
+
+/// The device on which models run.
+#[derive(Clone)]
+pub struct Context {
+    pub(super) threads: usize,
+    /// None: the CPU.
+    pub(super) gpu: Option<Gpu>,
+    log: Log,
+}
+
+impl Context {
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`] or [`Error::DeviceUnsupported`] when a
+    /// GPU is asked for that cannot be used; [`Error::OutOfDeviceMemory`] when it is full.
+    pub fn new(options: ContextOptions) -> Result<Self> {
+        let ContextOptions { device, threads, memory_budget, priority, log } = options;
+        if threads > MAX_THREADS {
+            return Err(Error::InvalidArgument(format!(
+                "threads is {threads}, at most {MAX_THREADS} are allowed"
+            )));
+        }
+        let gpu = match device {
+            DeviceSelect::Cpu => None,
+            DeviceSelect::Cuda(index) => Some(Gpu::open(index, priority)?),
+            DeviceSelect::Uuid(uuid) => Some(Gpu::open_uuid(uuid, priority)?),
+            DeviceSelect::Luid(luid) => Some(Gpu::open_luid(luid, priority)?),
+            DeviceSelect::Auto => open_any(priority, &log)?,
+        };
+        if let Some(gpu) = &gpu {
+            gpu.set_memory_budget(memory_budget);
+        }
+        let context = Context { threads, gpu, log };
+        context.log.info(format_args!("libsvdq {} on {}", env!("CARGO_PKG_VERSION"), context.describe()));
+        Ok(context)
+    }
+
+    /// Bytes of the GPU's memory that models of this context take now, and the most that they ever took; `None` on the
+    /// CPU.
+    pub fn gpu_memory(&self) -> Option<[u64; 2]> {
+        self.gpu.as_ref().map(Gpu::taken_memory)
+    }
+
+    /// A context on a GPU that is already open.
+    pub fn on(gpu: Gpu) -> Self {
+        Context { threads: 0, gpu: Some(gpu), log: Log::default() }
+    }
+
+    /// How activations of 4-bit layers are quantised unless told otherwise, with NVFP4 weights or with INT4 ones.
+    ///
+    /// The CPU and GPUs of compute capability 9.0 take [`Profile::W4A8`], other GPUs [`Profile::W4A4`] where their tensor
+    /// cores multiply the weights' numbers, and [`Profile::W4A16`] where not.
+    pub fn default_profile(&self, nvfp4: bool) -> Profile {
+        self.gpu.as_ref().map_or(Profile::W4A8, |gpu| gpu.default_profile(nvfp4))
+    }
+
+    /// The name of the GPU; "CPU" if there is none.
+    pub fn device_name(&self) -> &str {
+        self.gpu.as_ref().map_or("CPU", |gpu| &gpu.info().name)
+    }
+
+    /// What this context and its models have to say.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// The device, for the log.
+    fn describe(&self) -> String {
+        let Some(gpu) = &self.gpu else { return "the CPU".into() };
+        let (info, [int4, nvfp4]) = (gpu.info(), [false, true].map(|nvfp4| gpu.default_profile(nvfp4)));
+        format!(
+            "GPU {} ({}, compute capability {}.{}, {} bytes), driver for CUDA {}.{}: INT4 in {int4:?}, NVFP4 in {nvfp4:?}",
+            info.index,
+            info.name,
+            info.compute_capability / 10,
+            info.compute_capability % 10,
+            info.total_memory,
+            info.driver_version / 1000,
+            info.driver_version % 1000 / 10,
+        )
+    }
+}
+
+/// The first GPU that can be used; `None`, and a line that says why, if there is none.
+fn open_any(priority: Priority, log: &Log) -> Result<Option<Gpu>> {
+    match Gpu::open_any(priority) {
+        Ok(gpu) => Ok(Some(gpu)),
+        Err(
+            why @ (Error::NoDriver(_)
+            | Error::DriverTooOld { .. }
+            | Error::NoDevice(_)
+            | Error::DeviceUnsupported(_)),
+        ) => {
+            log.warning(format_args!("no GPU is used: {why}"));
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
