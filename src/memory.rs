@@ -277,6 +277,21 @@ impl<T> AsRef<[T]> for Buf<T> {
     }
 }
 
+impl<'a, T> IntoIterator for &'a Buf<T> {
+    type Item = &'a T;
+    type IntoIter = std::slice::Iter<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl<T: PartialEq, O: AsRef<[T]>> PartialEq<O> for Buf<T> {
+    fn eq(&self, other: &O) -> bool {
+        **self == *other.as_ref()
+    }
+}
+
 impl<T: fmt::Debug> fmt::Debug for Buf<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(f)

@@ -178,6 +178,7 @@ unsafe fn options(params: *const svdq_context_params) -> Result<ContextOptions> 
             other => return Err(Error::InvalidArgument(format!("gpu_priority is {other}, which is none"))),
         },
         log: log(&params),
+        ..Default::default()
     })
 }
 

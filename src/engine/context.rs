@@ -2,6 +2,7 @@
 
 use super::Log;
 use crate::device::cuda::{Gpu, Priority};
+use crate::memory::HostMemory;
 use crate::ops::Profile;
 use crate::{Error, Result};
 
@@ -41,6 +42,8 @@ pub struct ContextOptions {
     pub priority: Priority,
     /// Where the context's log goes.
     pub log: Log,
+    /// Where the host's memory comes from.
+    pub memory: HostMemory,
 }
 
 /// The device on which models run.
@@ -50,6 +53,7 @@ pub struct Context {
     /// None: the CPU.
     pub(super) gpu: Option<Gpu>,
     log: Log,
+    pub(super) memory: HostMemory,
 }
 
 impl Context {
@@ -59,7 +63,7 @@ impl Context {
     /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`] or [`Error::DeviceUnsupported`] when a
     /// GPU is asked for that cannot be used; [`Error::OutOfDeviceMemory`] when it is full.
     pub fn new(options: ContextOptions) -> Result<Self> {
-        let ContextOptions { device, threads, memory_budget, priority, log } = options;
+        let ContextOptions { device, threads, memory_budget, priority, log, memory } = options;
         if threads > MAX_THREADS {
             return Err(Error::InvalidArgument(format!(
                 "threads is {threads}, at most {MAX_THREADS} are allowed"
@@ -75,7 +79,7 @@ impl Context {
         if let Some(gpu) = &gpu {
             gpu.set_memory_budget(memory_budget);
         }
-        let context = Context { threads, gpu, log };
+        let context = Context { threads, gpu, log, memory };
         context.log.info(format_args!("libsvdq {} on {}", env!("CARGO_PKG_VERSION"), context.describe()));
         Ok(context)
     }
@@ -88,7 +92,7 @@ impl Context {
 
     /// A context on a GPU that is already open.
     pub fn on(gpu: Gpu) -> Self {
-        Context { threads: 0, gpu: Some(gpu), log: Log::default() }
+        Context { threads: 0, gpu: Some(gpu), log: Log::default(), memory: HostMemory::default() }
     }
 
     /// How activations of 4-bit layers are quantised unless told otherwise, with NVFP4 weights or with INT4 ones.

@@ -5,6 +5,7 @@ use crate::Result;
 use crate::device::cpu::Cpu;
 use crate::device::cuda::Cuda;
 use crate::lora::LoraInfo;
+use crate::memory::Buf;
 use crate::ops::Profile;
 use crate::pipeline::flux::{FluxLora, FluxPipeline, Parts, ProgressFn, Request};
 use crate::weights::Checkpoint;
@@ -34,11 +35,11 @@ impl Pipeline {
                 if transformer.rank().is_some() {
                     gpu.check(transformer.is_nvfp4(), profile)?;
                 }
-                let device = Cuda::new(gpu.clone(), profile);
+                let device = Cuda::new(gpu.clone(), profile).with_memory(context.memory.clone());
                 Pipeline::Cuda(Box::new(FluxPipeline::load(device, parts, max_sequence_length, usual)?))
             }
             None => {
-                let device = Cpu::new(context.threads, profile)?;
+                let device = Cpu::new(context.threads, profile)?.with_memory(context.memory.clone());
                 Pipeline::Cpu(Box::new(FluxPipeline::load(device, parts, max_sequence_length, usual)?))
             }
         })
@@ -63,7 +64,7 @@ impl Pipeline {
         request: &Request<'_>,
         loras: &[(&LoraWeights, f32)],
         progress: &mut ProgressFn<'_>,
-    ) -> Result<(Vec<u8>, Timings)> {
+    ) -> Result<(Buf<u8>, Timings)> {
         match self {
             Pipeline::Cpu(pipeline) => pipeline.generate(request, &on_cpu(loras), progress),
             Pipeline::Cuda(pipeline) => pipeline.generate(request, &on_cuda(loras), progress),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::device::cpu::Cpu;
+use crate::memory::Buf;
 use crate::models::clip::Clip;
 use crate::models::flux::Flux;
 use crate::models::flux::tests::velocity;
@@ -77,13 +78,13 @@ impl Networks {
     }
 
     /// The transformer's output with these LoRAs.
-    fn velocity(&self, loras: &[(&[Patch<Cpu>; 3], f32)]) -> Vec<f32> {
+    fn velocity(&self, loras: &[(&[Patch<Cpu>; 3], f32)]) -> Buf<f32> {
         let patches = loras.iter().map(|&(patches, strength)| (&patches[0], strength));
         let attached = Attached::new(self.flux.sites(), patches).unwrap();
         velocity(Run::with(&self.cpu, &attached), &self.flux, &self.golden)
     }
 
-    fn plain(&self) -> Vec<f32> {
+    fn plain(&self) -> Buf<f32> {
         velocity(Run::plain(&self.cpu), &self.flux, &self.golden)
     }
 }

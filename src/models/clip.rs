@@ -315,7 +315,7 @@ mod tests {
         for ids in golden.ids() {
             let out = clip.encode(Run::plain(&dev), &ids).unwrap();
             pooled.extend(out.pooled);
-            last_hidden.extend(dev.download(&out.last_hidden).unwrap());
+            last_hidden.extend(&dev.download(&out.last_hidden).unwrap());
         }
         let error = relative_error(&last_hidden, &golden.values("last_hidden_state"));
         assert!(error < 1e-4, "{name}: last_hidden_state is off by {error}");

@@ -14,7 +14,8 @@ mod source;
 
 use std::ops::Range;
 
-use crate::Result;
+use crate::memory::{Buf, HostMemory};
+use crate::{Cancel, Result};
 pub use profile::{KernelTime, Work};
 pub use source::{
     AwqSource, Codes, ConvSource, DenseSource, LinearSource, LowRankSource, Storage, SvdqSource,
@@ -157,6 +158,15 @@ pub struct QkNormRope<'a, D: Device> {
     pub rope: &'a D::Tensor,
 }
 
+/// The most memory that work takes at a time, in bytes: its temporaries, and what it gives back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// On the GPU.
+    pub device_bytes: u64,
+    /// In the host's memory ([`Device::memory`]).
+    pub host_bytes: u64,
+}
+
 /// A device: where tensors live, and the operations on them.
 ///
 /// Every operation is deterministic: the same inputs give the same bits, whatever the number of
@@ -200,6 +210,22 @@ pub trait Device: Send + Sync + Sized {
         Ok(())
     }
 
+    /// What `work` takes on this device, which is not done: it gets a device like this one that computes nothing, as
+    /// [`Self::reserve`] has it, whatever memory there is. It loads nothing.
+    ///
+    /// # Errors
+    /// Errors of `work`.
+    fn measure(&self, work: impl FnOnce(&Self) -> Result<()>) -> Result<Cost>;
+
+    /// Where all that grows with files and pictures is kept on the host, the results of [`Self::download`] among them.
+    fn memory(&self) -> &HostMemory;
+
+    /// The operations from now on may end with [`crate::Error::Cancelled`] once `cancel` is asked to; a default one
+    /// ends this. Devices that are done with what they are asked for at once leave it to their callers.
+    fn set_cancel(&self, cancel: Cancel) {
+        let _ = cancel;
+    }
+
     /// Puts the weights of a linear on the device.
     fn load_linear(&self, source: &LinearSource<'_>) -> Result<Self::Linear>;
     /// As [`Self::load_linear`], for a linear that is used as often as `usage` says.
@@ -224,7 +250,7 @@ pub trait Device: Send + Sync + Sized {
     /// A rotary table for [`Device::linear_qkv`], `[data.len() / head_dim, head_dim]`.
     fn upload_rope(&self, data: &[f32], head_dim: usize) -> Result<Self::Tensor>;
     /// The contents of `x` in row-major order.
-    fn download(&self, x: &Self::Tensor) -> Result<Vec<f32>>;
+    fn download(&self, x: &Self::Tensor) -> Result<Buf<f32>>;
 
     /// Makes `rows` of `x` ready for `w`: `h = norm(x[rows])`, and for a 4-bit `w` also, in one pass,
     /// ```text
@@ -353,5 +379,5 @@ pub trait Device: Send + Sync + Sized {
     fn euler_step(&self, latents: &mut Self::Tensor, velocity: &Self::Tensor, dt: f32) -> Result<()>;
 
     /// `round(255 · clamp(x/2 + 1/2, 0, 1))`, half to even, of a `[pixels, 3]` tensor: 8-bit RGB.
-    fn to_rgb8(&self, x: &Self::Tensor) -> Result<Vec<u8>>;
+    fn to_rgb8(&self, x: &Self::Tensor) -> Result<Buf<u8>>;
 }

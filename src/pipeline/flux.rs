@@ -14,6 +14,7 @@ use super::noise::randn;
 use super::sampler::{Schedule, SchedulerConfig};
 use super::tokenizer::{Kind, Tokenizer};
 use crate::lora::{self, Attached, LoraInfo, Patch, Run, Sites};
+use crate::memory::Buf;
 use crate::models::clip::Clip;
 use crate::models::flux::{Conditioning, Flux, Sequence};
 use crate::models::{t5::T5, vae::Vae};
@@ -206,7 +207,7 @@ impl<D: Device> FluxPipeline<D> {
         request: &Request<'_>,
         loras: &[(&FluxLora<D>, f32)],
         progress: &mut ProgressFn<'_>,
-    ) -> Result<(Vec<u8>, Timings)> {
+    ) -> Result<(Buf<u8>, Timings)> {
         let start = Instant::now();
         let (attached, job) = (self.networks.attach(loras)?, self.job(request)?);
         let tokenize = start.elapsed();
@@ -285,7 +286,7 @@ impl<D: Device> Networks<D> {
         job: &Job<'_>,
         attached: &[Attached<'_, D>; 3],
         progress: &mut ProgressFn<'_>,
-    ) -> Result<(Vec<u8>, Timings)> {
+    ) -> Result<(Buf<u8>, Timings)> {
         let [flux, clip, t5] = attached.each_ref().map(|attached| Run::with(dev, attached));
         let start = report(progress, Progress::Encode)?;
         let pooled = self.clip.encode(clip, &job.clip_ids)?.pooled;

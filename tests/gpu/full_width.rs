@@ -44,7 +44,7 @@ impl Golden {
         let latents = upload(self.matrix("img", self.patches));
         let mut velocity = dev.zeros(self.patches, weights.config().out_channels).unwrap();
         flux.velocity(run, &latents, &sequence, &mut conditioning, 0, &mut velocity).unwrap();
-        dev.download(&velocity).unwrap()
+        dev.download(&velocity).unwrap().to_vec()
     }
 }
 

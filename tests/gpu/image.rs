@@ -24,7 +24,7 @@ impl Case for ConvCase {
         let w = dev.load_conv(&ConvSource { n, c, kernel, stride, upsample, weight, bias }).unwrap();
         let x = computed(dev, &self.x, c);
         let add = self.add.as_ref().map(|add| computed(dev, add, n));
-        dev.download(&dev.conv(&x, self.size, &w, add.as_ref()).unwrap()).unwrap()
+        dev.download(&dev.conv(&x, self.size, &w, add.as_ref()).unwrap()).unwrap().to_vec()
     }
 }
 
@@ -71,7 +71,7 @@ impl Case for GroupNormCase {
         let x = computed(dev, &self.x, self.channels);
         let [weight, bias] = [0, self.channels]
             .map(|at| dev.upload(&self.vectors[at..][..self.channels], self.channels).unwrap());
-        dev.download(&dev.group_norm(&x, self.groups, &weight, &bias, self.silu).unwrap()).unwrap()
+        dev.download(&dev.group_norm(&x, self.groups, &weight, &bias, self.silu).unwrap()).unwrap().to_vec()
     }
 }
 
@@ -93,7 +93,7 @@ pub(crate) fn pixels(devices: &Devices) {
         fn run<D: Device>(&self, dev: &D) -> Vec<f32> {
             let mut latents = dev.upload(&self.0, 27).unwrap();
             dev.euler_step(&mut latents, &computed(dev, &self.1, 27), -0.13).unwrap();
-            dev.download(&latents).unwrap()
+            dev.download(&latents).unwrap().to_vec()
         }
     }
     // f32 on both.
@@ -101,7 +101,7 @@ pub(crate) fn pixels(devices: &Devices) {
 
     let mut image = random.normals(3 * 1000, 0.0, 0.8);
     image.extend([f32::INFINITY, f32::NEG_INFINITY, 0.0, -1.0, 1.0, 1e-30]);
-    let bytes = |result: svdq::Result<Vec<u8>>| result.unwrap();
+    let bytes = |result: svdq::Result<svdq::memory::Buf<u8>>| result.unwrap();
     let want = bytes(devices.cpu.to_rgb8(&devices.cpu.upload(&image, 3).unwrap()));
     assert_eq!(bytes(devices.cuda.to_rgb8(&devices.cuda.upload(&image, 3).unwrap())), want);
 }

@@ -61,7 +61,7 @@ impl Case for DenseCase {
             }
             _ => dev.linear(&input, Layer::plain(&w), self.act),
         };
-        dev.download(&y.unwrap()).unwrap()
+        dev.download(&y.unwrap()).unwrap().to_vec()
     }
 }
 
@@ -143,7 +143,7 @@ impl Case for AwqCase {
         let w = self.w.on(dev);
         let x = computed(dev, &self.x, self.w.k);
         let input = dev.prepare(&x, 0..self.x.len() / self.w.k, Norm::Silu, Layer::plain(&w)).unwrap();
-        dev.download(&dev.linear(&input, Layer::plain(&w), Activation::None).unwrap()).unwrap()
+        dev.download(&dev.linear(&input, Layer::plain(&w), Activation::None).unwrap()).unwrap().to_vec()
     }
 }
 
@@ -182,7 +182,7 @@ impl Case for ColumnsCase {
             dev.linear_into(&input, Layer::plain(&w), &mut into, column).unwrap();
             column += linear.n;
         }
-        dev.download(&into).unwrap()
+        dev.download(&into).unwrap().to_vec()
     }
 }
 
@@ -283,7 +283,7 @@ pub(crate) fn folded_codes(devices: &Devices) {
         let w = w.load(dev);
         let k = (x.len() as f64).sqrt() as usize;
         let input = dev.prepare(&computed(dev, x, k), 0..k, Norm::None, Layer::plain(&w)).unwrap();
-        dev.download(&dev.linear(&input, Layer::plain(&w), Activation::None).unwrap()).unwrap()
+        dev.download(&dev.linear(&input, Layer::plain(&w), Activation::None).unwrap()).unwrap().to_vec()
     }
     let (want, got) = (run(&devices.cpu, &w, &x), run(&devices.cuda, &w, &x));
     for row in 0..n {
@@ -314,7 +314,10 @@ impl Case for SvdqCase {
         let rows = self.x.len() / k;
         let Some(table) = &self.table else {
             let input = dev.prepare(&x, rows / 3..rows, Norm::None, Layer::plain(&w)).unwrap();
-            return dev.download(&dev.linear(&input, Layer::plain(&w), Activation::None).unwrap()).unwrap();
+            return dev
+                .download(&dev.linear(&input, Layer::plain(&w), Activation::None).unwrap())
+                .unwrap()
+                .to_vec();
         };
         let table = computed(dev, table, 2 * k + n);
         let chunk = |start| Chunk { table: &table, row: 1, start };
@@ -322,7 +325,7 @@ impl Case for SvdqCase {
         let mut into = computed(dev, &vec![1.0; (rows + 1) * n], n);
         let input = dev.prepare(&x, 0..rows, norm, Layer::plain(&w)).unwrap();
         dev.linear_add(&input, Layer::plain(&w), Some(chunk(2 * k)), &mut into, 1).unwrap();
-        dev.download(&into).unwrap()
+        dev.download(&into).unwrap().to_vec()
     }
 }
 
@@ -394,7 +397,7 @@ impl<W: Load> Case for QkvCase<W> {
         let mut into = dev.zeros(rows + 3, self.w.columns()).unwrap();
         dev.linear_qkv(&input, Layer::plain(&w), QkNormRope { q: &q, k: &k, rope: &rope }, &mut into, 3)
             .unwrap();
-        dev.download(&into).unwrap()
+        dev.download(&into).unwrap().to_vec()
     }
 }
 
@@ -448,7 +451,7 @@ impl<W: Load> Case for MlpCase<W> {
         let table = computed(dev, &self.gate, self.gate.len());
         let gate = Some(Chunk { table: &table, row: 0, start: 0 });
         dev.linear_add(&hidden, Layer::plain(&fc2), gate, &mut into, 0).unwrap();
-        dev.download(&into).unwrap()
+        dev.download(&into).unwrap().to_vec()
     }
 }
 

@@ -86,8 +86,8 @@ impl<W: Load> Case for LinearCase<W> {
         let mut into = computed(dev, &vec![1.0; rows * n], n);
         let table = computed(dev, &self.gate, n);
         dev.linear_add(&input, layer, Some(Chunk { table: &table, row: 0, start: 0 }), &mut into, 0).unwrap();
-        let mut all = dev.download(&into).unwrap();
-        all.extend(dev.download(&dev.linear(&input, layer, self.act).unwrap()).unwrap());
+        let mut all = dev.download(&into).unwrap().to_vec();
+        all.extend(&dev.download(&dev.linear(&input, layer, self.act).unwrap()).unwrap());
         let mut wide = dev.empty(rows, n + 8).unwrap();
         if self.act == Activation::Silu {
             dev.linear_into(&input, layer, &mut wide, 8).unwrap();
@@ -148,7 +148,7 @@ impl Case for QkvCase {
         let rope = dev.upload_rope(&self.rope, 128).unwrap();
         let mut into = dev.zeros(rows, self.w.columns()).unwrap();
         dev.linear_qkv(&input, layer, QkNormRope { q: &q, k: &k, rope: &rope }, &mut into, 0).unwrap();
-        dev.download(&into).unwrap()
+        dev.download(&into).unwrap().to_vec()
     }
 }
 
@@ -200,7 +200,7 @@ impl Case for MlpCase {
         let mut into = dev.zeros(rows, n).unwrap();
         let table = computed(dev, &vec![1.0; n], n);
         dev.linear_add(&hidden, fc2, Some(Chunk { table: &table, row: 0, start: 0 }), &mut into, 0).unwrap();
-        dev.download(&into).unwrap()
+        dev.download(&into).unwrap().to_vec()
     }
 }
 

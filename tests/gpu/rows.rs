@@ -43,7 +43,7 @@ impl Case for NormCase {
             "rms" => Norm::Rms { weight: &weight, eps: 1e-6 },
             _ => Norm::Modulate { scale: chunk(cols), shift: chunk(0) },
         };
-        dev.download(&dev.norm(&x, norm).unwrap()).unwrap()
+        dev.download(&dev.norm(&x, norm).unwrap()).unwrap().to_vec()
     }
 }
 
@@ -78,7 +78,9 @@ impl Case for AttentionCase {
             _ => Mask::None,
         };
         let scale = 1.0 / (self.dim as f32).sqrt();
-        dev.download(&dev.attention(&qkv, Attention { heads: self.heads, scale, mask }).unwrap()).unwrap()
+        dev.download(&dev.attention(&qkv, Attention { heads: self.heads, scale, mask }).unwrap())
+            .unwrap()
+            .to_vec()
     }
 }
 

@@ -4,10 +4,12 @@
 
 use super::gemm::{accumulate, panel_width};
 use super::math;
-use super::pool::{Disjoint, Pool};
-use super::simd::{Kernel, Level, MAX_ROWS, Simd};
+use super::on::On;
+use super::pool::Disjoint;
+use super::simd::{Kernel, MAX_ROWS, Simd};
 use super::tensor::Tensor;
 use crate::Result;
+use crate::memory::Buf;
 
 /// Queries of a task.
 const QUERIES: usize = 2 * MAX_ROWS;
@@ -23,21 +25,23 @@ pub(super) struct Spec<'a> {
 }
 
 /// `out[m, head] = Σ_j softmax_j(scale · q[m]·k[j] + mask) · v[j]`
-pub(super) fn attention((level, pool): (Level, &Pool), qkv: &Tensor, spec: &Spec<'_>) -> Result<Tensor> {
-    let (rows, width) = (qkv.rows(), qkv.cols / 3);
+pub(super) fn attention(on: &On<'_>, qkv: &Tensor, spec: &Spec<'_>) -> Result<Tensor> {
+    let level = on.level;
+    let (rows, width) = (qkv.rows, qkv.cols / 3);
     let (d, panel) = (width / spec.heads, panel_width(level));
-    let keys = pack_keys(pool, qkv, spec.heads, panel);
-    let values = pack_values(pool, qkv, spec.heads, panel);
+    let keys = pack_keys(on, qkv, spec.heads, panel)?;
+    let values = pack_values(on, qkv, spec.heads, panel)?;
     let padded = rows.next_multiple_of(panel);
     let blocks = rows.div_ceil(QUERIES);
-    let mut out = Tensor::zeros(rows, width)?;
+    let mut out = Tensor::zeros(on, rows, width)?;
     let out_rows = Disjoint::new(&mut out.data);
-    pool.run(spec.heads * blocks, |task| {
+    on.run_with(spec.heads * blocks, QUERIES * padded, |task, scores| {
         let head = task / blocks;
         let start = task % blocks * QUERIES;
         let queries = start..rows.min(start + QUERIES);
 
-        let mut scores = vec![0.0; queries.len() * padded];
+        let scores = &mut scores[..queries.len() * padded];
+        scores.fill(0.0);
         for (i, keys) in keys[head * padded * d..][..padded * d].chunks_exact(panel * d).enumerate() {
             let q = |m: usize, _| &qkv.row(start + m)[head * d..][..d];
             accumulate(level, (&mut scores[i * panel..], padded), queries.len(), 1, q, keys);
@@ -65,40 +69,40 @@ pub(super) fn attention((level, pool): (Level, &Pool), qkv: &Tensor, spec: &Spec
                 out.iter_mut().zip(sums).for_each(|(o, sum)| *o = sum * weight);
             }
         }
-    });
+    })?;
     Ok(out)
 }
 
 /// The keys as panels of weights: `[head][panel of keys][channel][key]`, zeros after the last key.
-fn pack_keys(pool: &Pool, qkv: &Tensor, heads: usize, panel: usize) -> Vec<f32> {
-    let (rows, width) = (qkv.rows(), qkv.cols / 3);
+fn pack_keys(on: &On<'_>, qkv: &Tensor, heads: usize, panel: usize) -> Result<Buf<f32>> {
+    let (rows, width) = (qkv.rows, qkv.cols / 3);
     let (d, panels) = (width / heads, rows.div_ceil(panel));
-    let mut keys = vec![0.0; heads * panels * panel * d];
-    pool.chunks(&mut keys, panel * d, |i, to| {
+    let mut keys = on.zeros(heads * panels * panel * d, "the keys of an attention")?;
+    on.chunks(&mut keys, panel * d, |i, to| {
         let (head, start) = (i / panels, i % panels * panel);
         for (j, row) in (start..rows.min(start + panel)).enumerate() {
             let key = &qkv.row(row)[width + head * d..][..d];
             to[j..].iter_mut().step_by(panel).zip(key).for_each(|(to, v)| *to = *v);
         }
-    });
-    keys
+    })?;
+    Ok(keys)
 }
 
 /// The values as panels of weights: `[head][panel of channels][key][channel]`, zeros after the last channel.
-fn pack_values(pool: &Pool, qkv: &Tensor, heads: usize, panel: usize) -> Vec<f32> {
-    let (rows, width) = (qkv.rows(), qkv.cols / 3);
+fn pack_values(on: &On<'_>, qkv: &Tensor, heads: usize, panel: usize) -> Result<Buf<f32>> {
+    let (rows, width) = (qkv.rows, qkv.cols / 3);
     let d = width / heads;
     let panels = d.div_ceil(panel);
-    let mut values = vec![0.0; heads * panels * panel * rows];
-    pool.chunks(&mut values, panel * rows, |i, to| {
+    let mut values = on.zeros(heads * panels * panel * rows, "the values of an attention")?;
+    on.chunks(&mut values, panel * rows, |i, to| {
         let (head, start) = (i / panels, i % panels * panel);
         let end = d.min(start + panel);
         for (row, to) in to.chunks_exact_mut(panel).enumerate() {
             let value = &qkv.row(row)[2 * width + head * d..][start..end];
             to[..value.len()].copy_from_slice(value);
         }
-    });
-    values
+    })?;
+    Ok(values)
 }
 
 /// Turns the first `keys` scores into `p = exp(score - max)`, the rest into zeros, and gives the

@@ -1,8 +1,10 @@
 //! Low-rank branches: a 4-bit linear's own, and the updates that LoRAs attach to any linear.
 
 use super::gemm::{Panels, Tile, panel_width};
-use super::pool::Pool;
+use super::on::On;
 use super::simd::Level;
+use crate::Result;
+use crate::memory::Buf;
 use crate::ops::{LowRankSource, Storage};
 
 /// `B A` and a bias, for some outputs of a linear.
@@ -16,13 +18,13 @@ pub struct LowRank {
     first: usize,
     panels: usize,
     /// Of all columns of these panels, or empty.
-    bias: Vec<f32>,
+    bias: Buf<f32>,
     /// Columns of a panel.
     width: usize,
 }
 
 impl LowRank {
-    pub(super) fn new(on: (Level, &Pool), source: &LowRankSource<'_>) -> LowRank {
+    pub(super) fn new(on: &On<'_>, source: &LowRankSource<'_>) -> Result<LowRank> {
         let storage = match source.down.is_bf16() && source.up.is_bf16() {
             true => Storage::Bf16,
             false => Storage::F32,
@@ -31,29 +33,30 @@ impl LowRank {
     }
 
     /// Of values that are as exact as `storage` says.
-    pub(super) fn stored(on: (Level, &Pool), storage: Storage, source: &LowRankSource<'_>) -> LowRank {
+    pub(super) fn stored(on: &On<'_>, storage: Storage, source: &LowRankSource<'_>) -> Result<LowRank> {
         let LowRankSource { n, k, ref rows, rank, ref down, ref up, ref bias } = *source;
         assert!(rows.start < rows.end && rows.end <= n, "the update is of outputs that are not there");
-        let width = panel_width(on.0);
+        let width = panel_width(on.level);
         let (first, end) = (rows.start / width, rows.end.div_ceil(width));
         let all = (end - first) * width;
         let before = rows.start - first * width;
-        let mut wide = vec![0.0; all * rank];
+        let mut wide: Buf<f32> = on.zeros(all * rank, "a low-rank branch")?;
         wide[before * rank..][..up.len()].copy_from_slice(up);
-        let mut wide_bias = vec![0.0; if bias.is_empty() { 0 } else { all }];
+        let mut wide_bias: Buf<f32> =
+            on.zeros(if bias.is_empty() { 0 } else { all }, "a low-rank branch's bias")?;
         if !bias.is_empty() {
             wide_bias[before..][..bias.len()].copy_from_slice(bias);
         }
-        LowRank {
+        Ok(LowRank {
             shape: [n, k],
             rank,
-            down: Panels::pack(on, [rank, k], storage, down),
-            up: Panels::pack(on, [all, rank], storage, &wide),
+            down: Panels::pack(on, [rank, k], storage, down)?,
+            up: Panels::pack(on, [all, rank], storage, &wide)?,
             first,
             panels: end - first,
             bias: wide_bias,
             width,
-        }
+        })
     }
 
     /// Columns that the projections take: the rank in whole panels.

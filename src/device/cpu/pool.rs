@@ -41,7 +41,7 @@ struct State {
 
 /// One call of [`Pool::run`], on its caller's stack.
 struct Job<'a> {
-    task: &'a (dyn Fn(usize) + Sync),
+    task: &'a (dyn Fn(usize, usize) + Sync),
     tasks: usize,
     next: AtomicUsize,
     panicked: AtomicBool,
@@ -57,14 +57,14 @@ unsafe impl Send for JobRef {}
 
 impl Job<'_> {
     /// Takes tasks until there are none left. A panic ends the job; the caller gets it.
-    fn work(&self) {
+    fn work(&self, thread: usize) {
         let result = catch_unwind(AssertUnwindSafe(|| {
             while !self.panicked.load(Ordering::Relaxed) {
                 let i = self.next.fetch_add(1, Ordering::Relaxed);
                 if i >= self.tasks {
                     break;
                 }
-                (self.task)(i);
+                (self.task)(thread, i);
             }
         }));
         if let Err(payload) = result {
@@ -90,10 +90,10 @@ impl Pool {
             done: Condvar::new(),
         });
         let mut pool = Pool { shared, workers: Vec::new(), turn: Mutex::new(()) };
-        for _ in 1..threads {
+        for thread in 1..threads {
             let shared = pool.shared.clone();
             let builder = std::thread::Builder::new().name("svdq".into());
-            pool.workers.push(builder.spawn(move || shared.serve())?);
+            pool.workers.push(builder.spawn(move || shared.serve(thread))?);
         }
         Ok(pool)
     }
@@ -103,11 +103,12 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Calls `task(0)` to `task(tasks - 1)`, each once, on any thread in any order, and returns when
-    /// all are done. A panic of a task becomes the caller's. Tasks must not call `run`.
-    pub(super) fn run(&self, tasks: usize, task: impl Fn(usize) + Sync) {
+    /// Calls `task(thread, 0)` to `task(thread, tasks - 1)`, each once, on any thread in any order, and returns when
+    /// all are done. The caller's thread is number 0, and the only one for a single task. A panic of a task becomes the
+    /// caller's. Tasks must not call `run`.
+    pub(super) fn run(&self, tasks: usize, task: impl Fn(usize, usize) + Sync) {
         if tasks <= 1 || self.workers.is_empty() {
-            (0..tasks).for_each(task);
+            (0..tasks).for_each(|i| task(0, i));
             return;
         }
         let job = Job {
@@ -120,22 +121,12 @@ impl Pool {
         {
             let _turn = lock(&self.turn);
             self.shared.open(JobRef(std::ptr::from_ref(&job).cast()));
-            job.work();
+            job.work(0);
             self.shared.close();
         }
         if let Some(payload) = job.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
             resume_unwind(payload);
         }
-    }
-
-    /// Calls `task(i, chunk)` for the `i`-th `len` elements of `data`.
-    pub(super) fn chunks<T: Send>(&self, data: &mut [T], len: usize, task: impl Fn(usize, &mut [T]) + Sync) {
-        let total = data.len();
-        let data = Disjoint::new(data);
-        self.run(total.div_ceil(len), |i| {
-            // SAFETY: every task has its own chunk.
-            task(i, unsafe { data.slice(i * len..total.min((i + 1) * len)) });
-        });
     }
 }
 
@@ -176,8 +167,8 @@ impl Shared {
         }
     }
 
-    /// The life of a worker.
-    fn serve(&self) {
+    /// The life of a worker, the `thread`-th thread.
+    fn serve(&self, thread: usize) {
         let mut seen = 0;
         loop {
             spin_until(|| self.epoch.load(Ordering::Acquire) != seen);
@@ -196,7 +187,7 @@ impl Shared {
             drop(state);
             // SAFETY: `close` waits for `inside` to become zero before `run` returns, and
             // `inside` was raised under the lock while the job was open: the job is alive.
-            unsafe { &*job }.work();
+            unsafe { &*job }.work(thread);
             let _state = lock(&self.state);
             if self.inside.fetch_sub(1, Ordering::Release) == 1 {
                 self.done.notify_one();
@@ -259,8 +250,16 @@ mod tests {
         for threads in [1, 2, 5] {
             let pool = Pool::new(threads).unwrap();
             for round in 0..300 {
-                let mut counts = vec![0u8; round % 37];
-                pool.chunks(&mut counts, 2, |_, part| part.iter_mut().for_each(|c| *c += 1));
+                let tasks = round % 37;
+                let (mut counts, mut busy) = (vec![0u8; tasks], vec![false; threads]);
+                let (done, owned) = (Disjoint::new(&mut counts), Disjoint::new(&mut busy));
+                pool.run(tasks, |thread, i| {
+                    // SAFETY: a task runs once, and a thread does one at a time.
+                    let (count, busy) = unsafe { (done.slice(i..i + 1), owned.slice(thread..thread + 1)) };
+                    assert!(!std::mem::replace(&mut busy[0], true));
+                    count[0] += 1;
+                    busy[0] = false;
+                });
                 assert!(counts.iter().all(|&c| c == 1));
                 if round % 100 == 0 {
                     std::thread::sleep(SPIN * 4);
@@ -277,7 +276,7 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..100 {
                         let sum = AtomicUsize::new(0);
-                        pool.run(10, |i| _ = sum.fetch_add(i, Ordering::Relaxed));
+                        pool.run(10, |_, i| _ = sum.fetch_add(i, Ordering::Relaxed));
                         assert_eq!(sum.into_inner(), 45);
                     }
                 });
@@ -289,11 +288,11 @@ mod tests {
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
         let pool = Pool::new(3).unwrap();
         for bad in [0, 7, 63] {
-            let run = || pool.run(64, |i| assert!(i != bad, "task {i}"));
+            let run = || pool.run(64, |_, i| assert!(i != bad, "task {i}"));
             let payload = catch_unwind(AssertUnwindSafe(run)).unwrap_err();
             assert_eq!(payload.downcast_ref::<String>().unwrap(), &format!("task {bad}"));
             let sum = AtomicUsize::new(0);
-            pool.run(64, |i| _ = sum.fetch_add(i, Ordering::Relaxed));
+            pool.run(64, |_, i| _ = sum.fetch_add(i, Ordering::Relaxed));
             assert_eq!(sum.into_inner(), 2016);
         }
     }

@@ -1,6 +1,7 @@
 //! Activations on their way into a 4-bit linear.
 
 use super::simd::{Kernel, Simd};
+use crate::memory::Buf;
 use crate::ops::Profile;
 
 /// Added to the input of fc2, so that a GELU's output (at least -0.17) is never negative.
@@ -9,7 +10,7 @@ const SHIFT: f32 = 0.171875;
 /// How the input of one linear is smoothed and quantised.
 pub(super) struct Quantizer {
     pub(super) profile: Profile,
-    pub(super) smooth: Vec<f32>,
+    pub(super) smooth: Buf<f32>,
     /// The input is shifted first, and its codes have no sign.
     pub(super) unsigned: bool,
     /// The weights are NVFP4, and so are the codes of W4A4.

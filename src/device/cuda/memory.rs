@@ -9,6 +9,7 @@ use std::thread::ThreadId;
 use super::api::{CUdeviceptr, Code};
 use super::driver::Context;
 use super::profile::Task;
+use crate::memory::Plain;
 use crate::{Error, Result};
 
 /// Ranges begin at multiples of this many bytes: more than any kernel asks for.
@@ -280,10 +281,9 @@ impl Range {
         context.mark(Some(Task::bytes(c"clear", self.bytes)))
     }
 
-    /// The first `count` elements, once everything asked of the GPU before is done.
-    pub(super) fn read<T: Copy + Default>(&self, count: usize) -> Result<Vec<T>> {
-        let mut data = vec![T::default(); count];
-        let bytes = size_of_val(data.as_slice());
+    /// Reads the elements at the start of the range into `data`, once everything asked of the GPU before is done.
+    pub(super) fn read<T: Plain>(&self, data: &mut [T]) -> Result<()> {
+        let bytes = size_of_val(data);
         assert!(bytes <= self.bytes, "{bytes} bytes out of a range of {}", self.bytes);
         let context = &self.pool.context;
         {
@@ -294,8 +294,7 @@ impl Range {
             context.check("cuMemcpyDtoH", code)?;
             context.mark(Some(Task::bytes(c"download", bytes)))?;
         }
-        context.synchronize()?;
-        Ok(data)
+        context.synchronize()
     }
 }
 

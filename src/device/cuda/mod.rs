@@ -44,9 +44,10 @@ use stored::Residency;
 use tensor::Elements;
 pub use tensor::Tensor;
 
+use crate::memory::{Buf, HostMemory};
 use crate::ops::{
-    Activation, Attention, Chunk, ConvSource, Device, KernelTime, Layer, LinearSource, LowRankSource, Mask,
-    Norm, Profile, QkNormRope, Usage,
+    Activation, Attention, Chunk, ConvSource, Cost, Device, KernelTime, Layer, LinearSource, LowRankSource,
+    Mask, Norm, Profile, QkNormRope, Usage,
 };
 use crate::{Error, Result};
 
@@ -59,6 +60,8 @@ pub struct Cuda {
     gpu: Arc<Opened>,
     weights: Arc<Pool>,
     temporaries: Arc<Pool>,
+    /// Of weights that stay on the host, and of what is given to the caller.
+    memory: HostMemory,
     graphs: Graphs,
     profile: Profile,
     residency: Residency,
@@ -101,7 +104,12 @@ impl Cuda {
         residency: Residency,
     ) -> Self {
         let graphs = Graphs::new(&gpu.context, &temporaries, &weights);
-        Cuda { gpu, weights, temporaries, graphs, profile, residency }
+        Cuda { gpu, weights, temporaries, memory: HostMemory::default(), graphs, profile, residency }
+    }
+
+    /// This device with all that it is going to hold on the host in `memory`.
+    pub fn with_memory(self, memory: HostMemory) -> Self {
+        Cuda { memory, ..self }
     }
 
     /// Bytes of weights and of temporaries on the GPU.
@@ -286,12 +294,17 @@ impl Device for Cuda {
         Ok(rope)
     }
 
-    fn download(&self, x: &Tensor) -> Result<Vec<f32>> {
+    fn download(&self, x: &Tensor) -> Result<Buf<f32>> {
         let count = x.rows * x.cols;
+        let mut values = Buf::zeroed(&self.memory, count, "what is read from the GPU")?;
         if x.f32 {
-            return x.data.read(count);
+            x.data.read(&mut values)?;
+        } else {
+            let mut bits: Buf<u16> = Buf::zeroed(&self.memory, count, "what is read from the GPU")?;
+            x.data.read(&mut bits)?;
+            values.iter_mut().zip(&*bits).for_each(|(v, &bits)| *v = half::bf16::from_bits(bits).to_f32());
         }
-        Ok(x.data.read::<u16>(count)?.into_iter().map(|bits| half::bf16::from_bits(bits).to_f32()).collect())
+        Ok(values)
     }
 
     fn prepare(
@@ -516,10 +529,23 @@ impl Device for Cuda {
         self.gpu.generic.euler_step(latents.at(0, 0), velocity.at(0, 0), count, dt)
     }
 
-    fn to_rgb8(&self, x: &Tensor) -> Result<Vec<u8>> {
+    fn to_rgb8(&self, x: &Tensor) -> Result<Buf<u8>> {
         let count = x.rows * x.cols;
         let bytes = self.temporary(count)?;
         self.gpu.generic.to_rgb8(x.at(0, 0), bytes.at(), count)?;
-        bytes.read(count)
+        let mut pixels = Buf::zeroed(&self.memory, count, "the picture's pixels")?;
+        bytes.read(&mut pixels)?;
+        Ok(pixels)
+    }
+
+    fn memory(&self) -> &HostMemory {
+        &self.memory
+    }
+
+    fn measure(&self, work: impl FnOnce(&Self) -> Result<()>) -> Result<Cost> {
+        let idle = self.idle(self.residency)?;
+        work(&idle)?;
+        let device_bytes = (idle.weights.used() + idle.temporaries.used()) as u64;
+        Ok(Cost { device_bytes, host_bytes: idle.memory.peak() })
     }
 }

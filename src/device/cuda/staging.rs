@@ -4,13 +4,13 @@
 #![allow(unsafe_code, reason = "calls the driver")]
 
 use std::ffi::c_void;
-use std::mem::MaybeUninit;
 use std::ptr::null_mut;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use super::api::{CUdeviceptr, CUevent};
 use super::driver::Context;
+use crate::memory::{Buf, HostMemory};
 use crate::{Error, Result};
 
 /// Bytes of a piece, and how many there are.
@@ -164,42 +164,23 @@ fn in_shares(to: &mut [u8], fill: impl Fn(usize, &mut [u8]) + Sync) {
 
 /// Copies `from` to `to`, of the same size, with several threads: one alone is slower than the bus, above all
 /// where `from` is a file that has to be mapped page by page.
-fn copy(from: &[u8], to: &mut [MaybeUninit<u8>]) {
-    assert_eq!(from.len(), to.len());
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS);
-    let share = from.len().div_ceil(threads).max(SHARE);
-    let copy_share = |from: &[u8], to: &mut [MaybeUninit<u8>]| {
-        // SAFETY: shares of both sides are of one size, and no memory is in both.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_mut_ptr().cast(), from.len()) };
-    };
-    thread::scope(|scope| {
-        let mut parts = from.chunks(share).zip(to.chunks_mut(share));
-        let own = parts.next();
-        for (from, to) in parts {
-            scope.spawn(move || copy_share(from, to));
-        }
-        if let Some((from, to)) = own {
-            copy_share(from, to);
-        }
-    });
+fn copy(from: &[u8], to: &mut [u8]) {
+    in_shares(to, |start, share| share.copy_from_slice(&from[start..][..share.len()]));
 }
 
 /// `parts` one after the other.
 ///
 /// # Errors
 /// [`Error::OutOfHostMemory`]
-pub(super) fn concat<T: AsRef<[u8]>>(parts: &[T]) -> Result<Vec<u8>> {
+pub(super) fn concat<T: AsRef<[u8]>>(memory: &HostMemory, parts: &[T]) -> Result<Buf<u8>> {
     let bytes = parts.iter().map(|part| part.as_ref().len()).sum();
-    let mut all = Vec::new();
-    if all.try_reserve_exact(bytes).is_err() {
-        let what = "weights that do not fit into the GPU's memory".into();
-        return Err(Error::OutOfHostMemory { what, bytes: bytes as u64 });
-    }
+    let mut all = Buf::zeroed(memory, bytes, "weights that do not fit into the GPU's memory")?;
+    let mut rest = &mut all[..];
     for part in parts {
         let part = part.as_ref();
-        copy(part, &mut all.spare_capacity_mut()[..part.len()]);
-        // SAFETY: there was room, and `copy` filled it.
-        unsafe { all.set_len(all.len() + part.len()) };
+        let (to, after) = rest.split_at_mut(part.len());
+        copy(part, to);
+        rest = after;
     }
     Ok(all)
 }
@@ -208,11 +189,12 @@ pub(super) fn concat<T: AsRef<[u8]>>(parts: &[T]) -> Result<Vec<u8>> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::concat;
+    use crate::memory::HostMemory;
 
     #[test]
     fn parts_are_joined() {
         let parts: Vec<Vec<u8>> =
             [3, 0, 5 << 20].map(|len| (0..len).map(|i| (i * 7 % 251) as u8).collect()).into();
-        assert!(concat(&parts).unwrap() == parts.concat());
+        assert!(*concat(&HostMemory::default(), &parts).unwrap() == parts.concat());
     }
 }

@@ -6,6 +6,7 @@ use super::Cuda;
 use super::memory::Range;
 use super::staging;
 use crate::Result;
+use crate::memory::Buf;
 use crate::ops::Usage;
 
 /// Where weights are kept, from what is fastest to what takes the least of the GPU's memory. Each does what those before
@@ -40,7 +41,7 @@ pub(super) enum Stored {
     Gpu(Range),
     Host {
         /// Empty on an idle device.
-        bytes: Vec<u8>,
+        bytes: Buf<u8>,
         len: usize,
     },
 }
@@ -65,7 +66,11 @@ impl Cuda {
     pub(super) fn store(&self, parts: &[Cow<'_, [u8]>], usage: Usage) -> Result<Stored> {
         let len = parts.iter().map(|part| part.len()).sum();
         if self.residency.is_on_host(usage) {
-            let bytes = if self.gpu.context.is_idle() { vec![] } else { staging::concat(parts)? };
+            let bytes = if self.gpu.context.is_idle() {
+                Buf::default()
+            } else {
+                staging::concat(&self.memory, parts)?
+            };
             return Ok(Stored::Host { bytes, len });
         }
         let range = self.weights.take(len)?;

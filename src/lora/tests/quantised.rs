@@ -6,6 +6,7 @@ use safetensors::tensor::TensorView;
 
 use super::*;
 use crate::device::cpu::tests::Random;
+use crate::memory::Buf;
 use crate::ops::{DenseSource, LinearSource, SvdqSource};
 use crate::weights::flux::{FluxConfig, Part, Stream, double_names, single_names};
 use crate::weights::{Dtype, pack};
@@ -130,7 +131,7 @@ fn checkpoint(tensors: &Tensors, metadata: Option<HashMap<String, String>>) -> C
     Checkpoint::from_bytes(Path::new("dense.safetensors"), bytes).unwrap()
 }
 
-fn run(run: Run<'_, Cpu>, flux: &Flux<Cpu>) -> Vec<f32> {
+fn run(run: Run<'_, Cpu>, flux: &Flux<Cpu>) -> Buf<f32> {
     let (cpu, mut random) = (run.dev, Random(3));
     let FluxConfig { joint_attention_dim, in_channels, pooled_projection_dim, .. } = *flux.config();
     let text = cpu.upload(&random.normals(9 * joint_attention_dim, 1.0), joint_attention_dim).unwrap();

@@ -2,12 +2,13 @@
 
 use super::*;
 use crate::device::cpu::Cpu;
+use crate::memory::Buf;
 use crate::models::testing::{Golden, relative_error};
 use crate::ops::Profile;
 use crate::ops::shapes::{Shape, Shapes};
 
 /// The velocity that a golden network on the CPU gives for the golden's inputs.
-pub(crate) fn velocity(run: Run<'_, Cpu>, flux: &Flux<Cpu>, golden: &Golden) -> Vec<f32> {
+pub(crate) fn velocity(run: Run<'_, Cpu>, flux: &Flux<Cpu>, golden: &Golden) -> Buf<f32> {
     let cpu = run.dev;
     let text = cpu.upload(&golden.values("txt"), flux.config().joint_attention_dim).unwrap();
     let latents = cpu.upload(&golden.values("img"), flux.config().in_channels).unwrap();

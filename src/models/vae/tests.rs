@@ -6,6 +6,7 @@ use safetensors::tensor::TensorView;
 
 use super::*;
 use crate::device::cpu::Cpu;
+use crate::memory::Buf;
 use crate::ops::{Device, Profile};
 use crate::weights::testing::TempDir;
 use crate::weights::{Checkpoint, Dtype};
@@ -100,7 +101,7 @@ fn set(
 }
 
 /// Some latents through the VAE of `folder`.
-fn decode_waves(dev: &Cpu, folder: &Path) -> Vec<f32> {
+fn decode_waves(dev: &Cpu, folder: &Path) -> Buf<f32> {
     let latents: Vec<f32> = (0..2 * 3 * 4).map(|i| (i as f32).sin()).collect();
     let vae = Vae::load(dev, folder).unwrap();
     dev.download(&vae.decode(dev, &latents, [2, 3]).unwrap()).unwrap()

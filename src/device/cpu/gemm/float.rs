@@ -2,10 +2,12 @@
 
 #![allow(unsafe_code, reason = "the inner loop reads by pointer")]
 
-use super::super::pool::Pool;
+use super::super::on::On;
 use super::super::simd::{Kernel, Level, MAX_LANES, MAX_ROWS, Simd};
 use super::packed::Packed;
 use super::{Tile, panel_width};
+use crate::Result;
+use crate::memory::{Buf, Plain};
 use crate::ops::{AwqSource, Storage};
 
 /// Rows of weights that are used for all rows of a tile while they are in the first-level cache.
@@ -22,32 +24,32 @@ pub(in super::super) struct Panels {
 }
 
 enum Data {
-    F32(Vec<f32>),
-    Bf16(Vec<u16>),
+    F32(Buf<f32>),
+    Bf16(Buf<u16>),
     Packed(Packed),
 }
 
 impl Panels {
     /// The weights `[n, k]`. With [`Storage::Bf16`] every one of them is exact in bfloat16.
     pub(in super::super) fn pack(
-        (level, pool): (Level, &Pool),
+        on: &On<'_>,
         [n, k]: [usize; 2],
         storage: Storage,
         weights: &[f32],
-    ) -> Panels {
+    ) -> Result<Panels> {
         assert_eq!(weights.len(), n * k, "the weights have another shape");
-        let width = panel_width(level);
+        let width = panel_width(on.level);
         let data = match storage {
-            Storage::F32 => Data::F32(pack(pool, width, k, weights, |v| v)),
-            Storage::Bf16 => Data::Bf16(pack(pool, width, k, weights, |v| (v.to_bits() >> 16) as u16)),
+            Storage::F32 => Data::F32(pack(on, width, k, weights, |v| v)?),
+            Storage::Bf16 => Data::Bf16(pack(on, width, k, weights, |v| (v.to_bits() >> 16) as u16)?),
         };
-        Panels { k, width, data }
+        Ok(Panels { k, width, data })
     }
 
     /// 4-bit weights, which stay so. Their columns are in the order of the outputs.
-    pub(in super::super) fn packed((level, pool): (Level, &Pool), source: &AwqSource<'_>) -> Panels {
-        let data = Data::Packed(Packed::new((level, pool), source));
-        Panels { k: source.k, width: panel_width(level), data }
+    pub(in super::super) fn packed(on: &On<'_>, source: &AwqSource<'_>) -> Result<Panels> {
+        let data = Data::Packed(Packed::new(on, source)?);
+        Ok(Panels { k: source.k, width: panel_width(on.level), data })
     }
 
     /// Adds to `tile` the product of rows `row(m, tap)` and the weights, whose `k` runs over the taps
@@ -91,16 +93,16 @@ impl Panels {
     }
 }
 
-fn pack<T: Copy + Default + Send>(
-    pool: &Pool,
+fn pack<T: Plain>(
+    on: &On<'_>,
     width: usize,
     k: usize,
     weights: &[f32],
     convert: impl Fn(f32) -> T + Sync,
-) -> Vec<T> {
+) -> Result<Buf<T>> {
     let panels = weights.len().div_ceil(width * k.max(1));
-    let mut packed = vec![T::default(); panels * width * k];
-    pool.chunks(&mut packed, (width * k).max(1), |panel, packed| {
+    let mut packed = on.zeros(panels * width * k, "weights")?;
+    on.chunks(&mut packed, (width * k).max(1), |panel, packed| {
         let rows = &weights[panel * width * k..weights.len().min((panel + 1) * width * k)];
         // a block at a time, so that the lines written stay in the cache
         for (block, to) in packed.chunks_mut(BLOCK * width).enumerate() {
@@ -109,8 +111,8 @@ fn pack<T: Copy + Default + Send>(
                 to.zip(&row[block * BLOCK..]).for_each(|(to, &v)| *to = convert(v));
             }
         }
-    });
-    packed
+    })?;
+    Ok(packed)
 }
 
 /// `y[m, ..] += Σ_k x[m][k] · w[k, ..]` for `rows` rows: `w` is one panel, `y` begins at its first

@@ -2,16 +2,18 @@
 
 #![allow(unsafe_code, reason = "the inner loop reads by pointer")]
 
-use super::super::pool::Pool;
+use super::super::on::On;
 use super::super::simd::{Kernel, Level, MAX_ROWS, Simd};
 use super::{Tile, panel_width};
+use crate::Result;
+use crate::memory::Buf;
 
 /// Quantised rows. A stored code is `zero` more than the value it stands for.
 pub(in super::super) struct IntRows {
     /// `[rows, k]`
-    pub(in super::super) codes: Vec<u8>,
+    pub(in super::super) codes: Buf<u8>,
     /// `[rows, blocks]`
-    pub(in super::super) scales: Vec<f32>,
+    pub(in super::super) scales: Buf<f32>,
 }
 
 /// Quantised weights in panels.
@@ -19,53 +21,53 @@ pub(in super::super) struct IntPanels {
     k: usize,
     block: usize,
     /// `[panel][k / 4][column][4]`
-    codes: Vec<i8>,
+    codes: Buf<i8>,
     /// `[panel][block][column]`
-    scales: Vec<f32>,
+    scales: Buf<f32>,
     /// `-zero · Σ codes`, where the sum over a block begins: `[panel][block][column]`.
-    starts: Vec<i32>,
+    starts: Buf<i32>,
 }
 
 impl IntPanels {
     /// The codes `[n, k]` and scales `[blocks, n]`, for blocks of `block` channels and rows whose
     /// codes are stored with `zero` added. `block` is a multiple of 4, as `k` is.
     pub(in super::super) fn pack(
-        (level, pool): (Level, &Pool),
+        on: &On<'_>,
         k: usize,
         block: usize,
         zero: u8,
         codes: &[i8],
         scales: &[f32],
-    ) -> IntPanels {
+    ) -> Result<IntPanels> {
         assert!(k.is_multiple_of(4) && block.is_multiple_of(4), "blocks of {block} in {k} channels");
-        let (width, blocks, n) = (panel_width(level), k.div_ceil(block), codes.len() / k);
+        let (width, blocks, n) = (panel_width(on.level), k.div_ceil(block), codes.len() / k);
         assert_eq!(scales.len(), blocks * n, "the scales have another shape");
         let rows = |panel: usize| (panel * width..n.min((panel + 1) * width)).enumerate();
         let panels = n.div_ceil(width);
-        let mut packed = vec![0; panels * width * k];
-        pool.chunks(&mut packed, width * k, |panel, packed| {
+        let mut packed = on.zeros(panels * width * k, "weights")?;
+        on.chunks(&mut packed, width * k, |panel, packed| {
             for (column, row) in rows(panel) {
                 let to = packed.as_chunks_mut::<4>().0[column..].iter_mut().step_by(width);
                 to.zip(codes[row * k..][..k].as_chunks::<4>().0).for_each(|(to, four)| *to = *four);
             }
-        });
-        let mut starts = vec![0; panels * blocks * width];
-        pool.chunks(&mut starts, blocks * width, |panel, starts| {
+        })?;
+        let mut starts = on.zeros(panels * blocks * width, "weights' sums")?;
+        on.chunks(&mut starts, blocks * width, |panel, starts| {
             for (column, row) in rows(panel) {
                 for (b, codes) in codes[row * k..][..k].chunks(block).enumerate() {
                     let sum: i32 = codes.iter().map(|&c| i32::from(c)).sum();
                     starts[b * width + column] = -i32::from(zero) * sum;
                 }
             }
-        });
-        let mut by_panel = vec![0.0; panels * blocks * width];
+        })?;
+        let mut by_panel: Buf<f32> = on.zeros(panels * blocks * width, "weights' scales")?;
         for (panel, to) in by_panel.chunks_exact_mut(blocks * width).enumerate() {
             for (from, to) in scales.chunks_exact(n).zip(to.chunks_exact_mut(width)) {
                 let from = &from[panel * width..n.min((panel + 1) * width)];
                 to[..from.len()].copy_from_slice(from);
             }
         }
-        IntPanels { k, block, codes: packed, scales: by_panel, starts }
+        Ok(IntPanels { k, block, codes: packed, scales: by_panel, starts })
     }
 
     /// Adds the product of `x` and the weights to `tile`.

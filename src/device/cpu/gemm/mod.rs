@@ -15,8 +15,10 @@ pub(super) use float::{Panels, accumulate};
 pub(super) use int::{IntPanels, IntRows};
 
 use super::math;
-use super::pool::{Disjoint, Pool};
+use super::on::On;
+use super::pool::Disjoint;
 use super::simd::{Kernel, Level, MAX_LANES, MAX_ROWS, Simd};
+use crate::Result;
 use crate::ops::Activation;
 
 /// Columns of a panel: what the kernels compute at once.
@@ -59,21 +61,22 @@ pub(super) enum Target<'a> {
 
 /// Computes `out`, `[rows, n]`, tile by tile: `sums` adds to a tile of zeros, `epilogue` does the rest.
 pub(super) fn product(
-    (level, pool): (Level, &Pool),
+    on: &On<'_>,
     out: &mut [f32],
     n: usize,
     sums: impl Fn(&mut Tile<'_>) + Sync,
     epilogue: &Epilogue<'_>,
-) {
+) -> Result<()> {
+    let level = on.level;
     let (rows, stride) = (out.len() / n, panel_width(level));
     let panels = n.div_ceil(stride);
     // a few tiles for each thread, as tall as that allows
-    let tall = rows * panels / (4 * pool.threads() * MAX_ROWS);
+    let tall = rows * panels / (4 * on.pool.threads() * MAX_ROWS);
     let height = (tall * MAX_ROWS).clamp(MAX_ROWS, TILE_ROWS);
     let blocks = rows.div_ceil(height);
     let height = rows.div_ceil(blocks.max(1)).next_multiple_of(MAX_ROWS);
     let out = Disjoint::new(out);
-    pool.run(panels * blocks, |task| {
+    on.run(panels * blocks, |task| {
         let (panel, start) = (task / blocks, task % blocks * height);
         if start >= rows {
             return;
@@ -83,7 +86,7 @@ pub(super) fn product(
         let mut tile = Tile { rows, panel, values: &mut values, stride };
         sums(&mut tile);
         level.run(Finish { tile, epilogue, out: &out, n });
-    });
+    })
 }
 
 struct Finish<'a> {

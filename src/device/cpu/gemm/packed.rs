@@ -4,9 +4,12 @@
 
 use std::ops::Range;
 
-use super::super::pool::Pool;
+use super::super::on::On;
+use super::super::pool::Disjoint;
 use super::super::simd::{Kernel, Level, Simd};
 use super::panel_width;
+use crate::Result;
+use crate::memory::Buf;
 use crate::ops::AwqSource;
 use crate::weights::pack;
 
@@ -16,44 +19,46 @@ pub(super) struct Packed {
     group: usize,
     width: usize,
     /// `[panel][k][width / 2]`: byte `c` has the codes of columns `c` and, above it, `c + width / 2`.
-    codes: Vec<u8>,
+    codes: Buf<u8>,
     /// bf16 `[panel][k / group][column]`
-    scales: Vec<u16>,
-    zeros: Vec<u16>,
+    scales: Buf<u16>,
+    zeros: Buf<u16>,
 }
 
 impl Packed {
-    pub(super) fn new((level, pool): (Level, &Pool), source: &AwqSource<'_>) -> Packed {
+    pub(super) fn new(on: &On<'_>, source: &AwqSource<'_>) -> Result<Packed> {
         let AwqSource { n, k, group, .. } = *source;
         assert!(k.is_multiple_of(group), "groups of {group} do not divide {k} channels");
-        let (width, half) = (panel_width(level), level.lanes());
+        let (width, half) = (panel_width(on.level), on.level.lanes());
         let panels = n.div_ceil(width);
         let rows = |panel: usize| {
             (panel * width..n.min((panel + 1) * width)).map(|column| source.stored_row(column)).enumerate()
         };
-        let mut codes = vec![0; panels * k * half];
-        pool.chunks(&mut codes, k * half, |panel, packed| {
-            let mut codes = vec![0; k];
+        let mut codes = on.zeros(panels * k * half, "weights")?;
+        let packed_panels = Disjoint::new(&mut codes);
+        on.run_with(panels, k, |panel, codes| {
+            // SAFETY: every task has its own panel.
+            let packed = unsafe { packed_panels.slice(panel * k * half..(panel + 1) * k * half) };
             for (column, row) in rows(panel) {
-                pack::unpack_awq_row(&source.qweight, k, row, &mut codes);
+                pack::unpack_awq_row(&source.qweight, k, row, codes);
                 let to = packed[column % half..].iter_mut().step_by(half);
-                to.zip(&codes).for_each(|(to, code)| *to |= code << (column / half * 4));
+                to.zip(&*codes).for_each(|(to, code)| *to |= code << (column / half * 4));
             }
-        });
-        let by_panel = |stored: &[u8]| {
+        })?;
+        let by_panel = |stored: &[u8]| -> Result<Buf<u16>> {
             let stored = stored.as_chunks::<2>().0;
-            let mut values = vec![0; panels * k / group * width];
-            pool.chunks(&mut values, k / group * width, |panel, values| {
+            let mut values = on.zeros(panels * k / group * width, "weights' scales")?;
+            on.chunks(&mut values, k / group * width, |panel, values| {
                 for (g, values) in values.chunks_exact_mut(width).enumerate() {
                     rows(panel).for_each(|(column, row)| {
                         values[column] = u16::from_le_bytes(stored[g * n + row]);
                     });
                 }
-            });
-            values
+            })?;
+            Ok(values)
         };
-        let (scales, zeros) = (by_panel(&source.wscales), by_panel(&source.wzeros));
-        Packed { k, group, width, codes, scales, zeros }
+        let (scales, zeros) = (by_panel(&source.wscales)?, by_panel(&source.wzeros)?);
+        Ok(Packed { k, group, width, codes, scales, zeros })
     }
 
     /// The weights of `panel` for the channels `rows`: `[rows][column]`.

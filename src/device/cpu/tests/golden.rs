@@ -41,7 +41,7 @@ impl Layer<'_> {
         let [_, k] = source.shape();
         let w = cpu.load_linear(&source).unwrap();
         let x = upload(cpu, &self.floats("x"), k);
-        let input = cpu.prepare(&x, 0..x.rows(), Norm::None, plain(&w)).unwrap();
+        let input = cpu.prepare(&x, 0..x.rows, Norm::None, plain(&w)).unwrap();
         let y = cpu.download(&cpu.linear(&input, plain(&w), Activation::None).unwrap()).unwrap();
         assert_close(&y, &wide(&self.floats("y")), 2e-6);
     }
@@ -83,7 +83,7 @@ fn nvfp4_without_4_bit_activations() {
         let cpu = Cpu::new(2, profile).unwrap();
         let w = cpu.load_linear(&source).unwrap();
         let x = upload(&cpu, &layer.floats("x"), 192);
-        let input = cpu.prepare(&x, 0..x.rows(), Norm::None, plain(&w)).unwrap();
+        let input = cpu.prepare(&x, 0..x.rows, Norm::None, plain(&w)).unwrap();
         cpu.download(&cpu.linear(&input, plain(&w), Activation::None).unwrap()).unwrap()
     };
     let source = || layer.svdq(256, 192, 16);
