@@ -9,6 +9,7 @@
 
 mod arguments;
 mod header;
+mod install;
 mod library;
 mod loras;
 mod models;
