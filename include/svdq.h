@@ -123,9 +123,19 @@
 #define SVDQ_LOG_DEBUG 4
 
 /**
- * A source is a path.
+ * A source is a file or a folder.
  */
 #define SVDQ_SOURCE_PATH 1
+
+/**
+ * A source is a file in memory.
+ */
+#define SVDQ_SOURCE_MEMORY 2
+
+/**
+ * A source is a file that the library reads through a function of the program's, from a pak for instance.
+ */
+#define SVDQ_SOURCE_CALLBACKS 3
 
 /**
  * Activations in 4 bits, which is what the checkpoints are made for.
@@ -161,6 +171,11 @@
  * The transformer's weights are 4-bit floats (NVFP4) with a low-rank branch.
  */
 #define SVDQ_PRECISION_NVFP4 2
+
+/**
+ * Flag of a model: it is to take pictures to start from, so that its VAE's encoder is kept too.
+ */
+#define SVDQ_MODEL_IMAGE_INPUT 1
 
 /**
  * Bytes in memory: red, green, blue, 255.
@@ -285,7 +300,23 @@ typedef struct svdq_context_params {
 } svdq_context_params;
 
 /**
- * Where a model, or a part of it, is read from.
+ * Reads a part of a file for the library: copies size bytes from offset on to dst. They lie inside of the
+ * file, and size is at most 16 MiB but for JSON files. All of them have to be there when it returns SVDQ_OK;
+ * any other result ends the call or the job that reads with SVDQ_ERR_IO.
+ *
+ * It is called in the thread that loads, one call at a time, and under no lock of the library's: it may
+ * call the library. It must not unwind.
+ */
+typedef svdq_result (*svdq_read_at_fn)(void *user, uint64_t offset, void *dst, size_t size);
+
+/**
+ * Where a model, a part of it, or a LoRA is read from.
+ *
+ * Files in memory and behind callbacks that have a name make up one folder together, which is read as a
+ * folder of the file system would be: the folder of a diffusers pipeline for instance, by the names
+ * "model_index.json", "vae/config.json", "vae/diffusion_pytorch_model.safetensors" and so on. Without a
+ * name they are .safetensors files on their own. Error texts call them by their names, or by their place
+ * in the array: "source 2" is sources[2].
  */
 typedef struct svdq_source {
   /**
@@ -293,13 +324,30 @@ typedef struct svdq_source {
    */
   uint32_t struct_size;
   /**
-   * SVDQ_SOURCE_PATH.
+   * SVDQ_SOURCE_*. It says which fields below are read.
    */
   uint32_t kind;
   /**
-   * A file or folder, UTF-8 on every platform.
+   * PATH: a file or folder, UTF-8 on every platform. MEMORY, CALLBACKS: the name of the file, with '/'
+   * between its parts, or NULL.
    */
   const char *path;
+  /**
+   * MEMORY: the file, which must not change until the call returns, or the job that loads has ended.
+   */
+  const void *data;
+  /**
+   * MEMORY, CALLBACKS: bytes of the file.
+   */
+  uint64_t size;
+  /**
+   * CALLBACKS: reads the file until the call returns, or the job that loads has ended.
+   */
+  svdq_read_at_fn read_at;
+  /**
+   * CALLBACKS: first argument of read_at.
+   */
+  void *user;
 } svdq_source;
 
 /**
@@ -311,7 +359,7 @@ typedef struct svdq_model_params {
    */
   uint32_t struct_size;
   /**
-   * Elements of sources: 1 to 16.
+   * Elements of sources: 1 to 256.
    */
   uint32_t source_count;
   /**
@@ -326,9 +374,9 @@ typedef struct svdq_model_params {
    */
   uint32_t profile;
   /**
-   * 0.
+   * SVDQ_MODEL_*, or 0.
    */
-  uint32_t reserved;
+  uint32_t flags;
 } svdq_model_params;
 
 /**
@@ -372,9 +420,29 @@ typedef struct svdq_model_info {
    */
   uint32_t default_height;
   /**
-   * SVDQ_PROFILE_* that is in use.
+   * SVDQ_PROFILE_* that is in use; 0 from svdq_model_inspect.
    */
   uint32_t profile;
+  /**
+   * SVDQ_MODEL_* that it was loaded with.
+   */
+  uint32_t flags;
+  /**
+   * LoRAs that a picture can have at a time.
+   */
+  uint32_t max_loras;
+  /**
+   * Bytes of all tensors of its networks, as the files have them.
+   */
+  uint64_t stored_bytes;
+  /**
+   * Bytes of weights on the GPU, with those of LoRAs; 0 from svdq_model_inspect.
+   */
+  uint64_t device_bytes;
+  /**
+   * Bytes of weights in the host's memory; 0 from svdq_model_inspect.
+   */
+  uint64_t host_bytes;
 } svdq_model_info;
 
 /**
@@ -730,7 +798,20 @@ svdq_result svdq_model_load(struct svdq_context *context,
                             struct svdq_model **out);
 
 /**
- * Says what a model is.
+ * Says what a model is, from the headers and configs of its files alone: no device is opened, and no weights
+ * are read.
+ *
+ * params: as for svdq_model_load. Its profile has no meaning here.
+ * info: its struct_size must be set. Not written on failure.
+ *
+ * Errors: those of svdq_model_load about files.
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API svdq_result svdq_model_inspect(const struct svdq_model_params *params, struct svdq_model_info *info);
+
+/**
+ * Says what a loaded model is.
  *
  * info: its struct_size must be set. Not written on failure.
  *
@@ -753,7 +834,7 @@ SVDQ_API void svdq_model_release(struct svdq_model *model);
  * may be in use meanwhile.
  *
  * model: may be released before the LoRA is.
- * source: a .safetensors file in the naming of diffusers, PEFT, kohya's scripts, ComfyUI, Black
+ * source: a .safetensors file, its name of no importance, in the naming of diffusers, PEFT, kohya's scripts, ComfyUI, Black
  * Forest Labs or XLabs, for the transformer and the text encoders. Nothing of it is needed after the
  * call.
  * out: receives the LoRA, or NULL on failure. Release it with svdq_lora_release.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use safetensors::SafeTensors;
 use svdq::Error;
 use svdq::engine::{
-    Context, ContextOptions, GenerateParams, ImageMut, Model, ModelOptions, PixelFormat, Progress,
+    Context, ContextOptions, GenerateParams, ImageMut, Model, ModelOptions, PixelFormat, Progress, Source,
 };
 use svdq::ops::Profile;
 
@@ -19,13 +19,13 @@ fn demo() -> PathBuf {
 
 /// The demo model, with `options.sources` in place of its own parts.
 fn load(mut options: ModelOptions) -> Model {
-    options.sources.push(demo());
+    options.sources.push(demo().into());
     let context = Context::new(ContextOptions::default()).unwrap();
     Model::load(&context, &options).unwrap()
 }
 
 fn dense() -> ModelOptions {
-    ModelOptions { sources: vec![demo().join("transformer")], ..Default::default() }
+    ModelOptions { sources: vec![demo().join("transformer").into()], ..Default::default() }
 }
 
 fn generate(model: &Model, params: &GenerateParams<'_>) -> Vec<u8> {
@@ -70,13 +70,13 @@ fn files_on_their_own_make_the_same_picture() {
 
     let params = GenerateParams { prompt: "a red apple", seed: 7, steps: 3, ..Default::default() };
     let files = load(ModelOptions {
-        sources: vec![demo().join("vae"), folder.clone(), transformer.clone()],
+        sources: vec![demo().join("vae").into(), folder.clone().into(), transformer.clone().into()],
         ..Default::default()
     });
     assert!(generate(&files, &params) == generate(&load(ModelOptions::default()), &params));
 
     // FLUX.1's own tokenizers go with files alone; the demo model has others.
-    let sources = vec![transformer, folder.clone(), demo().join("vae")];
+    let sources = [transformer, folder.clone(), demo().join("vae")].map(Source::from).to_vec();
     let context = Context::new(ContextOptions::default()).unwrap();
     let error =
         Model::load(&context, &ModelOptions { sources, ..Default::default() }).err().unwrap().to_string();
@@ -97,7 +97,7 @@ fn the_4_bit_model_is_close_to_the_16_bit_one() {
     let reference = generate(&load(dense()), &params);
     let of = |profile| {
         let model = load(ModelOptions { profile: Some(profile), ..Default::default() });
-        assert!(model.info().rank == Some(32) && model.info().profile == profile);
+        assert!(model.info().rank == Some(32) && model.profile() == profile);
         psnr(&generate(&model, &params), &reference)
     };
     let (w4a4, w4a8) = (of(Profile::W4A4), of(Profile::W4A8));

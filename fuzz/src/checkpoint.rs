@@ -12,7 +12,7 @@ pub fn run(input: &[u8]) {
     let Ok(checkpoint) = Checkpoint::from_bytes(Path::new("fuzz.safetensors"), file(input)) else { return };
     for tensor in checkpoint.tensors() {
         let elements: usize = tensor.shape.iter().product();
-        assert_eq!(elements * tensor.dtype.bitsize(), tensor.bytes.len() * 8, "{}", tensor.name);
+        assert_eq!(elements * tensor.dtype.bitsize(), tensor.len() * 8, "{}", tensor.name);
         if let Ok(values) = checkpoint.f32(tensor.name, tensor.shape) {
             assert_eq!(values.len(), elements, "{}", tensor.name);
         }

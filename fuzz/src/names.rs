@@ -33,7 +33,7 @@ pub fn run(input: &[u8]) {
         let Ok(part) = checkpoint.into_part(kind) else { continue };
         for tensor in part.tensors() {
             let elements: usize = tensor.shape.iter().product();
-            assert_eq!(elements * tensor.dtype.bitsize(), tensor.bytes.len() * 8, "{}", tensor.name);
+            assert_eq!(elements * tensor.dtype.bitsize(), tensor.len() * 8, "{}", tensor.name);
         }
         if kind == PartKind::Transformer
             && let Ok(weights) = FluxWeights::from_checkpoint(part)

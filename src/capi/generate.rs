@@ -122,7 +122,7 @@ pub unsafe extern "C" fn svdq_generate(
 }
 
 /// More at a time are a mistake.
-const MAX_LORAS: u32 = 64;
+pub(super) const MAX_LORAS: u32 = 64;
 
 /// The LoRAs of `params` and their strengths.
 ///

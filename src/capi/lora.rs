@@ -1,7 +1,7 @@
 //! LoRAs.
 
 use super::boundary::{Sized32, guard, handle, make_handle, release, write_struct};
-use super::model::source;
+use super::source::source;
 use super::{svdq_model, svdq_result, svdq_source};
 use crate::engine::Lora;
 
@@ -52,7 +52,7 @@ unsafe impl Sized32 for svdq_lora_ref {
 /// may be in use meanwhile.
 ///
 /// model: may be released before the LoRA is.
-/// source: a .safetensors file in the naming of diffusers, PEFT, kohya's scripts, ComfyUI, Black
+/// source: a .safetensors file, its name of no importance, in the naming of diffusers, PEFT, kohya's scripts, ComfyUI, Black
 /// Forest Labs or XLabs, for the transformer and the text encoders. Nothing of it is needed after the
 /// call.
 /// out: receives the LoRA, or NULL on failure. Release it with svdq_lora_release.
@@ -70,8 +70,8 @@ pub unsafe extern "C" fn svdq_lora_load(
 ) -> svdq_result {
     let load = || {
         // SAFETY: `model` and `source` are as the header demands.
-        let (model, path) = unsafe { (handle(model, "model")?, self::source(source, 0, "source")?) };
-        Ok(svdq_lora(Lora::load(&model.0, &path)?))
+        let (model, source) = unsafe { (handle(model, "model")?, self::source(source, 0, "source")?) };
+        Ok(svdq_lora(Lora::load(&model.0, source)?))
     };
     // SAFETY: `out` is as the header demands.
     guard(|| unsafe { make_handle(out, load) })

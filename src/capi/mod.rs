@@ -17,6 +17,7 @@ mod image;
 mod lora;
 mod model;
 mod result;
+mod source;
 mod version;
 
 pub use context::*;
@@ -25,4 +26,5 @@ pub use image::*;
 pub use lora::*;
 pub use model::*;
 pub use result::*;
+pub use source::*;
 pub use version::*;

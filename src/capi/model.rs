@@ -1,18 +1,12 @@
 //! Models and the files that they are read from.
 
-use std::ffi::c_char;
-use std::path::PathBuf;
-
-use super::boundary::{
-    Sized32, guard, handle, make_handle, read_element, read_struct, release, text, write_struct,
-};
-use super::{svdq_context, svdq_result};
-use crate::engine::{Model, ModelOptions};
+use super::boundary::{Sized32, guard, handle, make_handle, read_struct, release, write_struct};
+use super::generate::MAX_LORAS;
+use super::source::source;
+use super::{svdq_context, svdq_result, svdq_source};
+use crate::engine::{Model, ModelInfo, ModelOptions};
 use crate::ops::Profile;
 use crate::{Error, Result};
-
-/// A source is a path.
-pub const SVDQ_SOURCE_PATH: u32 = 1;
 
 /// Activations in 4 bits, which is what the checkpoints are made for.
 pub const SVDQ_PROFILE_W4A4: u32 = 1;
@@ -31,28 +25,14 @@ pub const SVDQ_PRECISION_INT4: u32 = 1;
 /// The transformer's weights are 4-bit floats (NVFP4) with a low-rank branch.
 pub const SVDQ_PRECISION_NVFP4: u32 = 2;
 
-/// More sources than a model has parts are a mistake.
-const MAX_SOURCES: u32 = 16;
+/// More sources than the folder of a model has files are a mistake.
+const MAX_SOURCES: u32 = 256;
+
+/// Flag of a model: it is to take pictures to start from, so that its VAE's encoder is kept too.
+pub const SVDQ_MODEL_IMAGE_INPUT: u32 = 1;
 
 /// A loaded model.
 pub struct svdq_model(pub(super) Model);
-
-/// Where a model, or a part of it, is read from.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct svdq_source {
-    /// sizeof(svdq_source), the same in all elements of an array.
-    pub struct_size: u32,
-    /// SVDQ_SOURCE_PATH.
-    pub kind: u32,
-    /// A file or folder, UTF-8 on every platform.
-    pub path: *const c_char,
-}
-
-// SAFETY: integers and a pointer, no padding.
-unsafe impl Sized32 for svdq_source {
-    const NAME: &'static str = "svdq_source";
-}
 
 /// What to load, and how.
 #[repr(C)]
@@ -60,7 +40,7 @@ unsafe impl Sized32 for svdq_source {
 pub struct svdq_model_params {
     /// sizeof(svdq_model_params).
     pub struct_size: u32,
-    /// Elements of sources: 1 to 16.
+    /// Elements of sources: 1 to 256.
     pub source_count: u32,
     /// The transformer, CLIP's and T5's text encoder and the VAE, in any order: .safetensors files,
     /// or folders with such. Each is recognised by its tensors. The folder of a diffusers pipeline
@@ -69,8 +49,8 @@ pub struct svdq_model_params {
     pub sources: *const svdq_source,
     /// SVDQ_PROFILE_*. 0: what suits the device and the checkpoint. Not every GPU has every profile.
     pub profile: u32,
-    /// 0.
-    pub reserved: u32,
+    /// SVDQ_MODEL_*, or 0.
+    pub flags: u32,
 }
 
 // SAFETY: integers and a pointer, no padding.
@@ -100,11 +80,21 @@ pub struct svdq_model_info {
     pub default_width: u32,
     /// Pixels, when a generation asks for none.
     pub default_height: u32,
-    /// SVDQ_PROFILE_* that is in use.
+    /// SVDQ_PROFILE_* that is in use; 0 from svdq_model_inspect.
     pub profile: u32,
+    /// SVDQ_MODEL_* that it was loaded with.
+    pub flags: u32,
+    /// LoRAs that a picture can have at a time.
+    pub max_loras: u32,
+    /// Bytes of all tensors of its networks, as the files have them.
+    pub stored_bytes: u64,
+    /// Bytes of weights on the GPU, with those of LoRAs; 0 from svdq_model_inspect.
+    pub device_bytes: u64,
+    /// Bytes of weights in the host's memory; 0 from svdq_model_inspect.
+    pub host_bytes: u64,
 }
 
-// SAFETY: integers and a float.
+// SAFETY: integers and a float, no padding.
 unsafe impl Sized32 for svdq_model_info {
     const NAME: &'static str = "svdq_model_info";
 }
@@ -135,7 +125,30 @@ pub unsafe extern "C" fn svdq_model_load(
     guard(|| unsafe { make_handle(out, load) })
 }
 
-/// Says what a model is.
+/// Says what a model is, from the headers and configs of its files alone: no device is opened, and no weights
+/// are read.
+///
+/// params: as for svdq_model_load. Its profile has no meaning here.
+/// info: its struct_size must be set. Not written on failure.
+///
+/// Errors: those of svdq_model_load about files.
+/// Threads: any.
+/// Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn svdq_model_inspect(
+    params: *const svdq_model_params,
+    info: *mut svdq_model_info,
+) -> svdq_result {
+    guard(|| {
+        // SAFETY: `params` is as the header demands.
+        let options = unsafe { model_options(params)? };
+        let found = described(&Model::inspect(&options)?, options.image_input);
+        // SAFETY: `info` is as the header demands.
+        unsafe { write_struct(info, &found) }
+    })
+}
+
+/// Says what a loaded model is.
 ///
 /// info: its struct_size must be set. Not written on failure.
 ///
@@ -148,7 +161,7 @@ pub unsafe extern "C" fn svdq_model_get_info(
     info: *mut svdq_model_info,
 ) -> svdq_result {
     // SAFETY: `model` and `info` are as the header demands.
-    guard(|| unsafe { write_struct(info, &model_info(&handle(model, "model")?.0)) })
+    guard(|| unsafe { write_struct(info, &loaded(&handle(model, "model")?.0)) })
 }
 
 /// Releases a model and the memory of its weights. NULL is allowed.
@@ -166,8 +179,8 @@ pub unsafe extern "C" fn svdq_model_release(model: *mut svdq_model) {
 unsafe fn model_options(params: *const svdq_model_params) -> Result<ModelOptions> {
     // SAFETY: the caller's promise.
     let params = unsafe { read_struct(params)? };
-    if params.reserved != 0 {
-        return Err(Error::InvalidArgument(format!("reserved is {}, not 0", params.reserved)));
+    if params.flags & !SVDQ_MODEL_IMAGE_INPUT != 0 {
+        return Err(Error::InvalidArgument(format!("flags {:#x} are none of SVDQ_MODEL_*", params.flags)));
     }
     let profile = match params.profile {
         0 => None,
@@ -176,7 +189,7 @@ unsafe fn model_options(params: *const svdq_model_params) -> Result<ModelOptions
         SVDQ_PROFILE_W4A16 => Some(Profile::W4A16),
         other => return Err(Error::InvalidArgument(format!("profile is {other}, which is none"))),
     };
-    let path = |index| {
+    let source = |index| {
         // SAFETY: the caller's promise.
         unsafe { source(params.sources, index, "sources") }
     };
@@ -184,26 +197,12 @@ unsafe fn model_options(params: *const svdq_model_params) -> Result<ModelOptions
         let what = format!("source_count is {}, not 1 to {MAX_SOURCES}", params.source_count);
         return Err(Error::InvalidArgument(what));
     }
-    let sources = (0..params.source_count as usize).map(path).collect::<Result<_>>()?;
-    Ok(ModelOptions { sources, profile })
+    let sources = (0..params.source_count as usize).map(source).collect::<Result<_>>()?;
+    Ok(ModelOptions { sources, profile, image_input: params.flags & SVDQ_MODEL_IMAGE_INPUT != 0 })
 }
 
-/// The path of element `index` of an array called `what`.
-///
-/// # Safety
-/// As [`read_element`].
-pub(super) unsafe fn source(sources: *const svdq_source, index: usize, what: &str) -> Result<PathBuf> {
-    // SAFETY: the caller's promise.
-    let source = unsafe { read_element(sources, index, what)? };
-    if source.kind != SVDQ_SOURCE_PATH {
-        return Err(Error::InvalidArgument(format!("the kind of source {index} is {}", source.kind)));
-    }
-    // SAFETY: the caller's promise.
-    Ok(PathBuf::from(unsafe { text(source.path, "path")? }))
-}
-
-fn model_info(model: &Model) -> svdq_model_info {
-    let info = model.info();
+/// What is known without loading the model.
+fn described(info: &ModelInfo, image_input: bool) -> svdq_model_info {
     svdq_model_info {
         struct_size: 0,
         family: if info.guidance { SVDQ_FAMILY_FLUX1_DEV } else { SVDQ_FAMILY_FLUX1_SCHNELL },
@@ -218,10 +217,24 @@ fn model_info(model: &Model) -> svdq_model_info {
         size_multiple: info.size_multiple,
         default_width: info.default_width,
         default_height: info.default_height,
-        profile: match info.profile {
+        profile: 0,
+        flags: if image_input { SVDQ_MODEL_IMAGE_INPUT } else { 0 },
+        max_loras: MAX_LORAS,
+        stored_bytes: info.stored_bytes,
+        device_bytes: 0,
+        host_bytes: 0,
+    }
+}
+
+fn loaded(model: &Model) -> svdq_model_info {
+    svdq_model_info {
+        profile: match model.profile() {
             Profile::W4A4 => SVDQ_PROFILE_W4A4,
             Profile::W4A8 => SVDQ_PROFILE_W4A8,
             Profile::W4A16 => SVDQ_PROFILE_W4A16,
         },
+        device_bytes: model.gpu_bytes()[0],
+        host_bytes: model.host_bytes(),
+        ..described(model.info(), model.takes_images())
     }
 }

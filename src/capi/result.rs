@@ -107,7 +107,7 @@ pub(super) fn code(error: &Error) -> svdq_result {
     }
 }
 
-fn name(result: svdq_result) -> &'static CStr {
+pub(super) fn name(result: svdq_result) -> &'static CStr {
     match result {
         SVDQ_OK => c"SVDQ_OK",
         SVDQ_PENDING => c"SVDQ_PENDING",

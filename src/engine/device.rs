@@ -90,13 +90,6 @@ impl Pipeline {
             Pipeline::Cuda(pipeline) => pipeline.device().bytes(),
         }
     }
-
-    pub(super) fn size_multiple(&self) -> usize {
-        match self {
-            Pipeline::Cpu(pipeline) => pipeline.size_multiple(),
-            Pipeline::Cuda(pipeline) => pipeline.size_multiple(),
-        }
-    }
 }
 
 fn on_cpu<'a>(loras: &[(&'a LoraWeights, f32)]) -> Vec<(&'a FluxLora<Cpu>, f32)> {

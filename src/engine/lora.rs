@@ -1,14 +1,13 @@
 //! LoRAs: changes to a model that a picture can ask for.
 
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 
 use super::Model;
 use super::device::LoraWeights;
 use crate::Result;
 pub use crate::lora::LoraInfo;
-use crate::weights::Checkpoint;
+use crate::weights::{Checkpoint, Source};
 
 /// A LoRA that is loaded for one model, which it keeps alive. A clone is another handle to the same weights.
 ///
@@ -24,14 +23,15 @@ struct Inner {
 }
 
 impl Lora {
-    /// Loads the LoRA at `path`, a safetensors file in the naming of diffusers, PEFT, kohya's scripts, ComfyUI,
+    /// Loads the LoRA in `source`, a safetensors file in the naming of diffusers, PEFT, kohya's scripts, ComfyUI,
     /// Black Forest Labs or XLabs. The model may be in use meanwhile; the file may change or vanish afterwards.
     ///
     /// # Errors
     /// [`crate::Error::WrongModel`] if it was made for another model, [`crate::Error::Unsupported`] for LoKr, LoHa,
     /// DoRA and other relatives of LoRAs, [`crate::Error::BadFormat`] for a damaged file.
-    pub fn load(model: &Model, path: &Path) -> Result<Self> {
-        let (weights, info) = model.pipeline().load_lora(&Checkpoint::open(path)?)?;
+    pub fn load(model: &Model, source: impl Into<Source>) -> Result<Self> {
+        let file = Checkpoint::open(source.into().location())?;
+        let (weights, info) = model.pipeline().load_lora(&file)?;
         Ok(Lora(Arc::new(Inner { model: model.clone(), weights, info })))
     }
 

@@ -9,11 +9,12 @@ mod image;
 mod log;
 mod lora;
 mod model;
+mod opened;
 
 pub use crate::device::cuda::Priority;
 pub use crate::ops::{KernelTime, Work};
 pub use crate::pipeline::flux::{Progress, StepTimes, Timings};
-pub use crate::weights::RandomSizes;
+pub use crate::weights::{Loading, RandomSizes, ReadAt, Source};
 pub use context::{Context, ContextOptions, DeviceSelect};
 pub use image::{ImageMut, PixelFormat};
 pub use log::{Level, Log, LogFn};

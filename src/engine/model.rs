@@ -1,18 +1,17 @@
 //! A model on a device, and images made with it.
 
 use std::hint::black_box;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::device::{LoraWeights, Pipeline};
+use super::opened::Opened;
 use super::{Context, ImageMut, Lora, StepTimes, Timings};
 use crate::ops::Profile;
 use crate::pipeline::flux::{Parts, ProgressFn, Request};
-use crate::weights::flux::FluxWeights;
 use crate::weights::random::{RandomParts, RandomSizes};
-use crate::weights::{Checkpoint, Defaults, ModelFiles, PartKind};
-use crate::{Error, Result};
+use crate::weights::{Defaults, Loading, ModelFiles, PartKind, Source};
+use crate::{Cancel, Error, Result};
 
 /// Sides and area beyond which an image is refused. FLUX.1 is trained up to 2 megapixels.
 const MAX_SIDE: u32 = 8192;
@@ -28,9 +27,11 @@ pub struct ModelOptions {
     /// Files and folders with the transformer, CLIP's and T5's encoder and the VAE, in any order: each is recognised by
     /// its tensors. A diffusers pipeline folder has them all (a `svdq-*.safetensors` file in it goes before its
     /// `transformer`); what is there besides replaces its own. Without one, tokenizers and schedule are FLUX.1's.
-    pub sources: Vec<PathBuf>,
+    pub sources: Vec<Source>,
     /// How activations are quantised in 4-bit layers; [`Context::default_profile`] if `None`.
     pub profile: Option<Profile>,
+    /// Pictures are to be made from others: the VAE's encoder is kept too.
+    pub image_input: bool,
 }
 
 /// What a model is, and what it does unless told otherwise.
@@ -42,8 +43,6 @@ pub struct ModelInfo {
     pub rank: Option<usize>,
     /// 4-bit weights are NVFP4; else INT4.
     pub nvfp4: bool,
-    /// Activation precision of 4-bit layers.
-    pub profile: Profile,
     /// Pixels.
     pub default_width: u32,
     /// Pixels.
@@ -54,6 +53,8 @@ pub struct ModelInfo {
     pub default_guidance: f32,
     /// Width and height of images are multiples of this.
     pub size_multiple: u32,
+    /// Bytes of all tensors of the networks, as the files have them.
+    pub stored_bytes: u64,
 }
 
 /// An image to make. A zero width, height or number of steps, and a guidance of 0, mean the model's default.
@@ -82,6 +83,8 @@ pub struct Model(Arc<Inner>);
 struct Inner {
     pipeline: Pipeline,
     info: ModelInfo,
+    profile: Profile,
+    image_input: bool,
     /// One image at a time: a second caller waits.
     running: Mutex<()>,
 }
@@ -93,12 +96,26 @@ impl Model {
     /// # Errors
     /// Names the file, and the tensor or key in it, that is missing, broken or contradicts another.
     pub fn load(context: &Context, options: &ModelOptions) -> Result<Self> {
-        let files = ModelFiles::find(&options.sources)?;
-        let transformer = &FluxWeights::open(files.part(PartKind::Transformer))?;
-        let [clip, t5, vae] = [PartKind::Clip, PartKind::T5, PartKind::Vae]
-            .map(|kind| Checkpoint::open_part(files.part(kind), kind));
-        let parts = Parts { transformer, clip: &clip?, t5: &t5?, vae: &vae?, folder: files.folder() };
-        Self::of_parts(context, options.profile, &parts, &files.defaults())
+        Self::load_with(context, options, &Loading::new(Cancel::default(), context.memory.clone()))
+    }
+
+    /// As [`Model::load`], as the load that `loading` can cancel and knows the progress of.
+    ///
+    /// # Errors
+    /// As [`Model::load`]; [`Error::Cancelled`].
+    pub fn load_with(context: &Context, options: &ModelOptions, loading: &Loading) -> Result<Self> {
+        let opened = Opened::find(&options.sources, loading)?;
+        Self::of_parts(context, options, &opened.parts(), &opened.defaults())
+    }
+
+    /// What the model in `options.sources` is, from headers and configs alone.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn inspect(options: &ModelOptions) -> Result<ModelInfo> {
+        let loading = Loading::default();
+        let opened = Opened::find(&options.sources, &loading)?;
+        ModelInfo::of(&opened.parts(), &opened.defaults())
     }
 
     /// How long it takes to read the tensors of the model in `options.sources` and to copy them to the device, which is what
@@ -110,12 +127,12 @@ impl Model {
         let files = ModelFiles::find(&options.sources)?;
         let (start, mut bytes) = (Instant::now(), 0);
         for kind in PartKind::ALL {
-            let part = Checkpoint::open_part(files.part(kind), kind)?;
-            let tensors = || part.tensors().map(|tensor| tensor.bytes);
-            bytes += tensors().map(|tensor| tensor.len() as u64).sum::<u64>();
+            let part = files.open(kind)?;
+            bytes += part.size();
+            let tensors = part.tensors().map(|tensor| tensor.bytes()).collect::<Result<Vec<_>>>()?;
             match &context.gpu {
-                Some(gpu) => gpu.copy(tensors())?,
-                None => tensors().for_each(|tensor| drop(black_box(tensor.to_vec()))),
+                Some(gpu) => gpu.copy(tensors.into_iter())?,
+                None => tensors.into_iter().for_each(|tensor| drop(black_box(tensor.to_vec()))),
             }
         }
         Ok((start.elapsed(), bytes))
@@ -127,52 +144,54 @@ impl Model {
     /// As [`Model::load`], for sizes that make no model.
     pub fn random(context: &Context, sizes: &RandomSizes, profile: Option<Profile>) -> Result<Self> {
         let RandomParts { transformer, clip, t5, vae } = &RandomParts::new(sizes)?;
-        let parts = Parts { transformer, clip, t5, vae, folder: None };
-        Self::of_parts(context, profile, &parts, &Defaults::default())
+        let loading = &Loading::default();
+        let parts = Parts { transformer, clip, t5, vae, folder: None, loading };
+        let options = ModelOptions { profile, ..Default::default() };
+        Self::of_parts(context, &options, &parts, &Defaults::default())
     }
 
     fn of_parts(
         context: &Context,
-        profile: Option<Profile>,
+        options: &ModelOptions,
         parts: &Parts<'_>,
         defaults: &Defaults,
     ) -> Result<Self> {
-        let weights = parts.transformer;
-        let guidance = weights.config().guidance_embeds;
+        let info = ModelInfo::of(parts, defaults)?;
+        let profile = options.profile.unwrap_or_else(|| context.default_profile(info.nvfp4));
         // What FLUX.1-dev and schnell are meant for.
-        let (tokens, steps) = if guidance { (512, 28) } else { (256, 4) };
-        let profile = profile.unwrap_or_else(|| context.default_profile(weights.is_nvfp4()));
-        let tokens = defaults.max_sequence_length.unwrap_or(tokens);
-        let side = |side: Option<usize>| side.unwrap_or(1024);
-        let [width, height] = [side(defaults.width), side(defaults.height)];
-        let steps = defaults.steps.unwrap_or(steps);
+        let tokens = defaults.max_sequence_length.unwrap_or(if info.guidance { 512 } else { 256 });
         let usual = Request {
             prompt: "",
-            width: width.min(USUAL_SIDE),
-            height: height.min(USUAL_SIDE),
-            steps: steps.clamp(1, MAX_STEPS as usize),
+            width: (info.default_width as usize).min(USUAL_SIDE),
+            height: (info.default_height as usize).min(USUAL_SIDE),
+            steps: info.default_steps.clamp(1, MAX_STEPS) as usize,
             guidance: 0.0,
             seed: 0,
         };
         let pipeline = Pipeline::load(context, profile, parts, tokens, &usual)?;
-        let info = ModelInfo {
-            guidance,
-            rank: weights.rank(),
-            nvfp4: weights.is_nvfp4(),
-            profile,
-            default_width: width as u32,
-            default_height: height as u32,
-            default_steps: steps as u32,
-            default_guidance: if guidance { defaults.guidance_scale.unwrap_or(3.5) } else { 0.0 },
-            size_multiple: pipeline.size_multiple() as u32,
-        };
-        Ok(Model(Arc::new(Inner { pipeline, info, running: Mutex::new(()) })))
+        let image_input = options.image_input;
+        Ok(Model(Arc::new(Inner { pipeline, info, profile, image_input, running: Mutex::new(()) })))
     }
 
     /// Bytes of GPU memory that the model takes: its weights and those of its LoRAs, and the temporaries of its images,
     /// which stay for the next one. Zeros on the CPU.
     pub fn gpu_bytes(&self) -> [u64; 2] {
         self.0.pipeline.gpu_bytes()
+    }
+
+    /// Activation precision of 4-bit layers.
+    pub fn profile(&self) -> Profile {
+        self.0.profile
+    }
+
+    /// Whether it was loaded to make pictures from others.
+    pub fn takes_images(&self) -> bool {
+        self.0.image_input
+    }
+
+    /// Bytes of weights in the host's memory.
+    pub fn host_bytes(&self) -> u64 {
+        0
     }
 
     pub(super) fn pipeline(&self) -> &Pipeline {

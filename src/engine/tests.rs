@@ -20,7 +20,7 @@ fn demo() -> PathBuf {
 fn load(sources: &[&Path]) -> Result<Model> {
     let context =
         Context::new(ContextOptions { device: DeviceSelect::Cpu, threads: 2, ..Default::default() })?;
-    let sources = sources.iter().map(|path| path.to_path_buf()).collect();
+    let sources = sources.iter().map(|path| Source::from(*path)).collect();
     Model::load(&context, &ModelOptions { sources, ..Default::default() })
 }
 

@@ -40,7 +40,7 @@ impl Description {
         };
         for tensor in file.tensors() {
             found.dtypes.insert(tensor.dtype.to_string());
-            found.total = (found.total.0 + 1, found.total.1 + tensor.bytes.len());
+            found.total = (found.total.0 + 1, found.total.1 + tensor.len());
             match parse(tensor.name) {
                 Key::Unsupported(method) => drop(found.unsupported.insert(method)),
                 Key::Of(module, Role::Down) => {

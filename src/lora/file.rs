@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::names::{Key, Module, Names, Network, Role, is_text_encoder, parse};
 use super::scale::Scales;
-use super::values::number;
+use super::values::{Loaded, number};
 use super::{MAX_RANK, Sites};
 use crate::weights::{Checkpoint, Tensor};
 use crate::{Error, Result};
@@ -14,11 +14,11 @@ pub(super) struct Update<'a> {
     pub(super) network: Network,
     pub(super) target: &'a Module,
     /// `[rank, k]`
-    pub(super) down: Tensor<'a>,
+    pub(super) down: Loaded<'a>,
     /// `[n, rank]`
-    pub(super) up: Tensor<'a>,
+    pub(super) up: Loaded<'a>,
     /// `[n]`
-    pub(super) bias: Option<Tensor<'a>>,
+    pub(super) bias: Option<Loaded<'a>>,
     pub(super) scale: f32,
 }
 
@@ -26,7 +26,7 @@ pub(super) struct Update<'a> {
 pub(super) struct Replacement<'a> {
     pub(super) network: Network,
     pub(super) site: usize,
-    pub(super) tensor: Tensor<'a>,
+    pub(super) tensor: Loaded<'a>,
 }
 
 /// All of a file.
@@ -74,6 +74,7 @@ impl<'a> Contents<'a> {
                         let what = format!("replaces the same vector as `{}`", other.tensor.name);
                         return Err(file.bad(tensor.name, what));
                     }
+                    let tensor = Loaded::of(&tensor)?;
                     contents.replacements.push(Replacement { network, site, tensor });
                 }
                 Some((network, target, None)) if role != Role::Vector => {
@@ -148,9 +149,11 @@ impl<'a> Tensors<'a> {
             return Err(file.bad(bias.name, format!("has shape {:?}, [{n}] is expected", bias.shape)));
         }
         let scale = match alpha {
-            Some(alpha) => number(file, &alpha)? / rank as f32,
+            Some(alpha) => number(file, &Loaded::of(&alpha)?)? / rank as f32,
             None => scales.of(network, name, rank),
         };
+        let (down, up) = (Loaded::of(&down)?, Loaded::of(&up)?);
+        let bias = bias.map(|bias| Loaded::of(&bias)).transpose()?;
         Ok(Update { network, target, down, up, bias, scale })
     }
 }

@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use super::file::{Update, wrong};
 use super::names::Network;
-use super::values::values;
+use super::values::{Loaded, values};
 use super::{Sites, Target};
 use crate::ops::LowRankSource;
-use crate::weights::{Checkpoint, Numbers, Tensor};
+use crate::weights::{Checkpoint, Numbers};
 use crate::{Error, Result};
 
 /// The part of an update that changes some outputs of one site.
@@ -17,11 +17,11 @@ pub(super) struct Piece<'a> {
     shape: [usize; 2],
     /// Outputs of the site.
     rows: Range<usize>,
-    down: Tensor<'a>,
+    down: Loaded<'a>,
     /// Of `down`: the inputs of the site.
     columns: Range<usize>,
-    up: Tensor<'a>,
-    bias: Option<Tensor<'a>>,
+    up: Loaded<'a>,
+    bias: Option<Loaded<'a>>,
     /// Of `up` and `bias`; as many as `rows`.
     up_rows: Range<usize>,
     pub(super) scale: f32,

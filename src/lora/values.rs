@@ -6,13 +6,31 @@ use crate::Result;
 use crate::weights::float::READABLE;
 use crate::weights::{Checkpoint, Dtype, Numbers, Tensor};
 
+/// A tensor that has been read: several threads may look at its values, but files are read by one.
+#[derive(Clone, Copy)]
+pub(super) struct Loaded<'a> {
+    pub(super) name: &'a str,
+    pub(super) dtype: Dtype,
+    pub(super) shape: &'a [usize],
+    pub(super) bytes: &'a [u8],
+}
+
+impl<'a> Loaded<'a> {
+    /// # Errors
+    /// As [`Tensor::bytes`].
+    pub(super) fn of(tensor: &Tensor<'a>) -> Result<Self> {
+        let Tensor { name, dtype, shape, .. } = *tensor;
+        Ok(Loaded { name, dtype, shape, bytes: tensor.bytes()? })
+    }
+}
+
 /// Some elements of `tensor`.
 ///
 /// # Errors
 /// [`crate::Error::BadFormat`] for a type of element that LoRAs are not stored in, and for values that are not finite.
 pub(super) fn values<'a>(
     file: &Checkpoint,
-    tensor: &Tensor<'a>,
+    tensor: &Loaded<'a>,
     elements: Range<usize>,
 ) -> Result<Numbers<'a>> {
     let size = tensor.dtype.bitsize() / 8;
@@ -32,7 +50,7 @@ pub(super) fn values<'a>(
 ///
 /// # Errors
 /// As [`values`]; [`crate::Error::BadFormat`] if there are more or fewer than one.
-pub(super) fn number(file: &Checkpoint, tensor: &Tensor<'_>) -> Result<f32> {
+pub(super) fn number(file: &Checkpoint, tensor: &Loaded<'_>) -> Result<f32> {
     if tensor.shape.iter().any(|&d| d != 1) {
         return Err(file.bad(tensor.name, format!("has shape {:?}, one number is expected", tensor.shape)));
     }

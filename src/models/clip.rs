@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::embedding::{Embedding, fuse_rows};
 use crate::lora::{Linear, Run, Sites};
 use crate::ops::{Activation, Attention, Device, LinearSource, Mask, Norm, Usage};
-use crate::weights::{Checkpoint, PartKind, read_json};
+use crate::weights::{Checkpoint, Location, PartKind, read_json};
 use crate::{Error, Result};
 
 /// The keys of config.json that the network depends on.
@@ -24,7 +24,26 @@ struct Config {
     eos_token_id: u32,
 }
 
+/// Channels of a token of the encoder in `weights`.
+///
+/// # Errors
+/// What is wrong with its config.
+pub(crate) fn width(weights: &Checkpoint) -> Result<usize> {
+    Ok(Config::of(&Names::of(weights))?.0.hidden_size)
+}
+
 impl Config {
+    /// The config of an encoder: its config.json, or, of a file on its own, what its tensors say.
+    fn of(names: &Names<'_>) -> Result<(Self, Activation)> {
+        let stated = names.weights.config();
+        let config: Config = match &stated {
+            Some(at) => read_json(at)?,
+            None => Config::of_tensors(names)?,
+        };
+        let act = config.check(stated.as_ref().map_or(names.weights.path(), Location::path))?;
+        Ok((config, act))
+    }
+
     /// The config of a file on its own: OpenAI's CLIP, whose heads are of 64 channels.
     fn of_tensors(names: &Names<'_>) -> Result<Self> {
         let shape = |name: &str| {
@@ -118,14 +137,8 @@ impl<D: Device> Clip<D> {
 
     /// As [`Clip::load`], with a checkpoint that is open already.
     pub(crate) fn new(dev: &D, weights: &Checkpoint) -> Result<Self> {
-        let prefixed = weights.get("text_model.final_layer_norm.weight").is_some();
-        let names = Names { weights, prefix: if prefixed { "text_model." } else { "" } };
-        let config_path = weights.config_path();
-        let config: Config = match &config_path {
-            Some(path) => read_json(path)?,
-            None => Config::of_tensors(&names)?,
-        };
-        let act = config.check(config_path.as_deref().unwrap_or(weights.path()))?;
+        let names = Names::of(weights);
+        let (config, act) = Config::of(&names)?;
         let (hidden, heads) = (config.hidden_size, config.num_attention_heads);
 
         let mut sites = Sites::default();
@@ -242,7 +255,12 @@ struct Names<'a> {
     prefix: &'static str,
 }
 
-impl Names<'_> {
+impl<'a> Names<'a> {
+    fn of(weights: &'a Checkpoint) -> Self {
+        let prefixed = weights.get("text_model.final_layer_norm.weight").is_some();
+        Names { weights, prefix: if prefixed { "text_model." } else { "" } }
+    }
+
     fn name(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }

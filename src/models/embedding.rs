@@ -24,7 +24,7 @@ impl Embedding {
             return Err(weights.bad(name, format!("has dtype {}; {READABLE}", tensor.dtype)));
         }
         let scale = weights.scale(name)?.unwrap_or(1.0);
-        Ok(Embedding { bytes: tensor.bytes.to_vec(), dtype: tensor.dtype, scale, rows, cols })
+        Ok(Embedding { bytes: tensor.bytes()?.to_vec(), dtype: tensor.dtype, scale, rows, cols })
     }
 
     /// Number of rows.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::embedding::{Embedding, fuse_rows};
 use crate::lora::{Linear, Run, Sites};
 use crate::ops::{Activation, Attention, AwqSource, Device, LinearSource, Mask, Norm, Usage};
-use crate::weights::{Checkpoint, Dtype, PartKind, pack, read_json};
+use crate::weights::{Checkpoint, Dtype, Location, PartKind, pack, read_json};
 use crate::{Error, Result};
 
 /// The keys of config.json that the network depends on.
@@ -27,7 +27,26 @@ struct Config {
     dense_act_fn: Option<String>,
 }
 
+/// Channels of a token of the encoder in `weights`.
+///
+/// # Errors
+/// What is wrong with its config.
+pub(crate) fn width(weights: &Checkpoint) -> Result<usize> {
+    Ok(Config::of(weights)?.d_model)
+}
+
 impl Config {
+    /// The config of an encoder: its config.json, or, of a file on its own, what its tensors say.
+    fn of(weights: &Checkpoint) -> Result<Self> {
+        let stated = weights.config();
+        let config: Config = match &stated {
+            Some(at) => read_json(at)?,
+            None => Config::of_tensors(weights)?,
+        };
+        config.check(stated.as_ref().map_or(weights.path(), Location::path))?;
+        Ok(config)
+    }
+
     /// The config of a file on its own: T5 v1.1.
     fn of_tensors(weights: &Checkpoint) -> Result<Self> {
         let shape = |name: &str| {
@@ -65,6 +84,9 @@ impl Config {
         let wrong = |what: String| Err(Error::format(path, what));
         if [self.d_model, self.num_heads, self.d_kv, self.d_ff].contains(&0) {
             return wrong("d_model, num_heads, d_kv and d_ff have to be at least 1".into());
+        }
+        if self.num_heads.checked_mul(self.d_kv).is_none() {
+            return wrong("num_heads · d_kv is too large".into());
         }
         let (buckets, far) = (self.relative_attention_num_buckets, self.relative_attention_max_distance);
         if buckets < 4 || far <= buckets / 4 {
@@ -123,13 +145,7 @@ impl<D: Device> T5<D> {
 
     /// As [`T5::load`], with a checkpoint that is open already.
     pub(crate) fn new(dev: &D, weights: &Checkpoint) -> Result<Self> {
-        let config_path = weights.config_path();
-        let config: Config = match &config_path {
-            Some(path) => read_json(path)?,
-            None => Config::of_tensors(weights)?,
-        };
-        let path = config_path.as_deref().unwrap_or(weights.path());
-        config.check(path)?;
+        let config = Config::of(weights)?;
         let (d_model, heads) = (config.d_model, config.num_heads);
         let buckets = config.relative_attention_num_buckets;
         let mut sites = Sites::default();
@@ -142,7 +158,7 @@ impl<D: Device> T5<D> {
                 far: config.relative_attention_max_distance,
             },
             layers: (0..config.num_layers)
-                .map(|i| Layer::load(dev, &mut sites, weights, i, &config, path))
+                .map(|i| Layer::load(dev, &mut sites, weights, i, &config))
                 .collect::<Result<_>>()?,
             final_norm: dev
                 .load_tensor(&weights.f32("encoder.final_layer_norm.weight", &[d_model])?, d_model)?,
@@ -180,17 +196,9 @@ impl<D: Device> T5<D> {
 }
 
 impl<D: Device> Layer<D> {
-    fn load(
-        dev: &D,
-        sites: &mut Sites,
-        weights: &Checkpoint,
-        i: usize,
-        config: &Config,
-        path: &Path,
-    ) -> Result<Self> {
+    fn load(dev: &D, sites: &mut Sites, weights: &Checkpoint, i: usize, config: &Config) -> Result<Self> {
         let (d_model, d_ff) = (config.d_model, config.d_ff);
-        let inner = config.num_heads.checked_mul(config.d_kv);
-        let inner = inner.ok_or_else(|| Error::format(path, "num_heads · d_kv is too large"))?;
+        let inner = config.num_heads * config.d_kv;
         let name = |part: &str| format!("encoder.block.{i}.layer.{part}");
         let norm = |part: &str| {
             let name = format!("encoder.block.{i}.layer.{part}.layer_norm.weight");

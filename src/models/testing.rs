@@ -35,7 +35,7 @@ impl Golden {
         let tensor = self.io.get("input_ids").unwrap();
         assert_eq!(tensor.dtype, Dtype::I64);
         let id = |&bytes: &[u8; 8]| u32::try_from(i64::from_le_bytes(bytes)).unwrap();
-        let ids: Vec<u32> = tensor.bytes.as_chunks().0.iter().map(id).collect();
+        let ids: Vec<u32> = tensor.bytes().unwrap().as_chunks().0.iter().map(id).collect();
         ids.chunks_exact(tensor.shape[1]).map(<[u32]>::to_vec).collect()
     }
 
@@ -46,7 +46,7 @@ impl Golden {
             config: read_json(&self.folder.join("config.json")).unwrap(),
             tensors: model
                 .tensors()
-                .map(|t| (t.name.to_owned(), (t.dtype, t.shape.to_vec(), t.bytes.to_vec())))
+                .map(|t| (t.name.to_owned(), (t.dtype, t.shape.to_vec(), t.bytes().unwrap().to_vec())))
                 .collect(),
         };
         edit(&mut altered);

@@ -11,7 +11,18 @@ mod encoder;
 pub use decoder::Vae;
 pub use encoder::{Encoded, VaeEncoder};
 
+use crate::weights::Checkpoint;
 use crate::{Error, Result};
+
+/// Pixels that a latent of the VAE in `file` spans in each direction.
+pub(crate) fn factor(file: &Checkpoint) -> Result<usize> {
+    Ok(config::Config::of(file)?.factor())
+}
+
+/// Channels of a latent of the VAE in `file`.
+pub(crate) fn latent_channels(file: &Checkpoint) -> Result<usize> {
+    Ok(config::Config::of(file)?.latent_channels)
+}
 
 /// Checks that `values` are an image of `size` with so many channels.
 fn check_image(what: &str, values: &[f32], size: [usize; 2], channels: usize) -> Result<()> {

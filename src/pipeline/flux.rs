@@ -15,19 +15,20 @@ use super::sampler::{Schedule, SchedulerConfig};
 use super::tokenizer::{Kind, Tokenizer};
 use crate::lora::{self, Attached, LoraInfo, Patch, Run, Sites};
 use crate::memory::Buf;
-use crate::models::clip::Clip;
+use crate::models::clip::{self, Clip};
 use crate::models::flux::{Conditioning, Flux, Sequence};
-use crate::models::{t5::T5, vae::Vae};
+use crate::models::t5::{self, T5};
+use crate::models::vae::{self, Vae};
 use crate::ops::Device;
 use crate::weights::flux::FluxWeights;
-use crate::weights::{Checkpoint, PipelineFolder};
+use crate::weights::{Checkpoint, Loading, PipelineFolder};
 use crate::{Error, Result};
 
 /// One image to make. Every field is already checked against the model.
 pub struct Request<'a> {
     /// What to draw.
     pub prompt: &'a str,
-    /// Pixels, a multiple of [`FluxPipeline::size_multiple`].
+    /// Pixels, a multiple of [`Parts::size_multiple`].
     pub width: usize,
     /// Pixels, likewise.
     pub height: usize,
@@ -94,6 +95,27 @@ pub struct Parts<'a> {
     pub vae: &'a Checkpoint,
     /// Of tokenizers and schedule; FLUX.1's if there is none.
     pub folder: Option<&'a PipelineFolder>,
+    /// What is told of the progress. All parts belong to it.
+    pub loading: &'a Loading,
+}
+
+impl Parts<'_> {
+    /// Whether the networks fit one another, by their configs and headers.
+    ///
+    /// # Errors
+    /// [`Error::WrongModel`], [`Error::Unsupported`], and what is wrong with a config.
+    pub fn check(&self) -> Result<()> {
+        let (t5, clip) = (t5::width(self.t5)?, clip::width(self.clip)?);
+        check_sizes(self.transformer, t5, clip, 4 * vae::latent_channels(self.vae)?)
+    }
+
+    /// Width and height of an image are multiples of this many pixels: a patch is 2x2 latents.
+    ///
+    /// # Errors
+    /// What is wrong with the VAE's config.
+    pub fn size_multiple(&self) -> Result<usize> {
+        Ok(2 * vae::factor(self.vae)?)
+    }
 }
 
 struct Networks<D: Device> {
@@ -145,7 +167,7 @@ impl<D: Device> FluxPipeline<D> {
         usual: &Request<'_>,
     ) -> Result<Self> {
         let scheduler = match parts.folder {
-            Some(folder) => SchedulerConfig::load(&folder.scheduler())?,
+            Some(folder) => SchedulerConfig::load(folder.scheduler())?,
             None => SchedulerConfig::flux_1(parts.transformer.config().guidance_embeds),
         };
         let run = |dev: &D, networks: &Networks<D>| {
@@ -154,12 +176,13 @@ impl<D: Device> FluxPipeline<D> {
             networks.run(dev, &job, &networks.attach(&[])?, &mut |_| ControlFlow::Continue(())).map(drop)
         };
         dev.fit(|dev| Networks::load(dev, parts), run)?;
+        parts.loading.begin();
         let networks = Networks::load(&dev, parts)?;
         let (clip, t5) = (&networks.clip, &networks.t5);
         let (clip_tokenizer, t5_tokenizer) = match parts.folder {
             Some(folder) => (
-                Tokenizer::open(&folder.tokenizer(), Kind::Clip, clip.max_tokens())?,
-                Tokenizer::open(&folder.tokenizer_2(), Kind::T5, max_sequence_length)?,
+                Tokenizer::open(folder.tokenizer(), Kind::Clip, clip.max_tokens())?,
+                Tokenizer::open(folder.tokenizer_2(), Kind::T5, max_sequence_length)?,
             ),
             None => (
                 Tokenizer::flux_1(Kind::Clip, clip.max_tokens())?,
@@ -182,11 +205,6 @@ impl<D: Device> FluxPipeline<D> {
     /// The device that it was loaded onto.
     pub fn device(&self) -> &D {
         &self.dev
-    }
-
-    /// Width and height of an image are multiples of this many pixels: a patch is 2x2 latents.
-    pub fn size_multiple(&self) -> usize {
-        2 * self.networks.vae.factor()
     }
 
     /// Puts a LoRA for these networks on the device.
@@ -250,7 +268,6 @@ impl<D: Device> Networks<D> {
     fn load(dev: &D, parts: &Parts<'_>) -> Result<Self> {
         let (clip, t5) = (Clip::new(dev, parts.clip)?, T5::new(dev, parts.t5)?);
         let vae = Vae::new(dev, parts.vae)?;
-        check_sizes(parts.transformer, t5.hidden(), clip.hidden(), 4 * vae.latent_channels())?;
         Ok(Networks { clip, t5, flux: Flux::load(dev, parts.transformer)?, vae })
     }
 

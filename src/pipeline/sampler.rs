@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use crate::weights::read_json;
+use crate::weights::{Location, read_json};
 use crate::{Error, Result};
 
 /// What `scheduler_config.json` says. A field left out has diffusers' default.
@@ -68,11 +68,12 @@ impl Default for SchedulerConfig {
 const CLASS: &str = "FlowMatchEulerDiscreteScheduler";
 
 impl SchedulerConfig {
-    /// Reads and checks the file `path`. Options that would change the result and are not
+    /// Reads and checks the file `at`. Options that would change the result and are not
     /// implemented give [`Error::Unsupported`].
-    pub fn load(path: &Path) -> Result<Self> {
-        let config: Self = read_json(path)?;
-        config.check(path)?;
+    pub fn load(at: impl Into<Location>) -> Result<Self> {
+        let at = at.into();
+        let config: Self = read_json(&at)?;
+        config.check(at.path())?;
         Ok(config)
     }
 

@@ -10,7 +10,7 @@ use flate2::read::GzDecoder;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::weights::{read_json, read_text};
+use crate::weights::{Location, read_json, read_text};
 use crate::{Error, Result};
 
 /// Longer prompts are refused: no prompt of this size is meant, and tokenising it takes seconds.
@@ -48,18 +48,19 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads a folder: `tokenizer.json`, or for CLIP `vocab.json` and `merges.txt`, and
     /// `tokenizer_config.json` if it is there.
-    pub fn open(folder: &Path, kind: Kind, max_length: usize) -> Result<Self> {
+    pub fn open(folder: impl Into<Location>, kind: Kind, max_length: usize) -> Result<Self> {
+        let folder = folder.into();
         let pad = match read_json::<Value>(&folder.join("tokenizer_config.json")) {
             Ok(config) => token_text(&config["pad_token"]),
             Err(Error::NotFound { .. }) => None,
             Err(e) => return Err(e),
         };
         let pad = pad.as_deref().unwrap_or(kind.pad_token());
-        let path = folder.join("tokenizer.json");
-        if kind == Kind::Clip && !path.exists() && folder.join("vocab.json").exists() {
-            return Self::new(&clip_json(folder)?, &folder.join("vocab.json"), pad, max_length);
+        let [json, vocab] = ["tokenizer.json", "vocab.json"].map(|name| folder.join(name));
+        if kind == Kind::Clip && !json.exists() && vocab.exists() {
+            return Self::new(&clip_json(&folder)?, vocab.path(), pad, max_length);
         }
-        Self::new(read_text(&path)?.as_bytes(), &path, pad, max_length)
+        Self::new(read_text(&json)?.as_bytes(), json.path(), pad, max_length)
     }
 
     /// FLUX.1's own, which the library holds.
@@ -190,19 +191,19 @@ fn token_text(value: &Value) -> Option<String> {
 }
 
 /// The `tokenizer.json` that transformers makes of CLIP's `vocab.json` and `merges.txt`.
-fn clip_json(folder: &Path) -> Result<Vec<u8>> {
+fn clip_json(folder: &Location) -> Result<Vec<u8>> {
     const BEGIN: &str = "<|startoftext|>";
     const END: &str = "<|endoftext|>";
     const WORDS: &str =
         r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
-    let vocab_path = folder.join("vocab.json");
-    let vocab: Value = read_json(&vocab_path)?;
+    let vocab_at = folder.join("vocab.json");
+    let vocab: Value = read_json(&vocab_at)?;
     let id = |token: &str| {
-        vocab[token].as_u64().ok_or_else(|| Error::format(&vocab_path, format!("has no token {token:?}")))
+        vocab[token].as_u64().ok_or_else(|| Error::format(vocab_at.path(), format!("has no token {token:?}")))
     };
     let (begin, end) = (id(BEGIN)?, id(END)?);
-    let merges = read_text(&folder.join("merges.txt"))?;
+    let merges = read_text(folder.join("merges.txt"))?;
     let merges: Vec<&str> =
         merges.lines().filter(|line| !line.starts_with("#version") && !line.is_empty()).collect();
     let special = |token: &str, id: u64| {
@@ -224,7 +225,7 @@ fn clip_json(folder: &Path) -> Result<Vec<u8>> {
         "model": {"type": "BPE", "unk_token": END, "continuing_subword_prefix": "",
             "end_of_word_suffix": "</w>", "vocab": vocab, "merges": merges},
     });
-    serde_json::to_vec(&tokenizer).map_err(|e| Error::format(&vocab_path, e.to_string()))
+    serde_json::to_vec(&tokenizer).map_err(|e| Error::format(vocab_at.path(), e.to_string()))
 }
 
 #[cfg(test)]

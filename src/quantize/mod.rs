@@ -224,7 +224,7 @@ fn copy(input: &Checkpoint, name: &str, shape: &[usize]) -> Result<Vec<u8>> {
     };
     let tensor = input.tensor(&source, shape)?;
     match tensor.dtype {
-        Dtype::BF16 => Ok(tensor.bytes.to_vec()),
+        Dtype::BF16 => Ok(tensor.bytes()?.to_vec()),
         _ => Ok(f32_to_bf16(&input.f32(&source, shape)?)),
     }
 }

@@ -1,26 +1,33 @@
 //! The tensors of one safetensors file, or of a folder's shards.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::{Deref, Range};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use memmap2::Mmap;
 use safetensors::Dtype;
 
 use super::float::{READABLE, decode, is_exact_in_bf16, is_fp8};
 use super::header::Header;
-use super::json::open_regular;
+use super::loading::Loading;
 use super::locate::locate;
+use super::location::{Content, Location};
 use super::numbers::Numbers;
+use crate::memory::Buf;
 use crate::ops::{ConvSource, DenseSource, Storage};
 use crate::{Error, Result};
 
-/// Named tensors, mapped into memory: opening reads headers only.
+/// How much of a tensor is read at a time: before each piece a load can be cancelled.
+const PIECE: usize = 16 << 20;
+
+/// Named tensors. Opening reads headers only; tensors are mapped into memory or read when they are asked for.
 pub struct Checkpoint {
-    path: PathBuf,
+    location: Location,
     shards: Vec<Shard>,
     metadata: HashMap<String, String>,
     tensors: BTreeMap<String, Entry>,
+    loading: Loading,
 }
 
 /// One tensor as it lies in its file.
@@ -32,16 +39,32 @@ pub struct Tensor<'a> {
     pub dtype: Dtype,
     /// Size of every dimension, outermost first.
     pub shape: &'a [usize],
-    /// Little-endian, row-major, exactly as many as `dtype` and `shape` say.
-    pub bytes: &'a [u8],
+    checkpoint: &'a Checkpoint,
+    entry: &'a Entry,
+}
+
+impl<'a> Tensor<'a> {
+    /// Little-endian, row-major, exactly as many as `dtype` and `shape` say. What has to be read is read the first time,
+    /// and kept as long as the checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::OutOfHostMemory`], and [`Error::Cancelled`].
+    pub fn bytes(&self) -> Result<&'a [u8]> {
+        self.checkpoint.fetch(self.entry)
+    }
+
+    /// How many bytes it has.
+    #[expect(clippy::len_without_is_empty, reason = "a number of bytes")]
+    pub fn len(&self) -> usize {
+        self.entry.range.len()
+    }
 }
 
 struct Shard {
     path: PathBuf,
-    bytes: Bytes,
+    content: Content,
 }
 
-#[derive(Clone)]
 struct Entry {
     /// Name in the file.
     stored: String,
@@ -49,25 +72,23 @@ struct Entry {
     dtype: Dtype,
     shape: Vec<usize>,
     range: Range<usize>,
+    /// The second half of the bytes comes first.
+    swapped: bool,
+    /// The bytes, where they are no part of the file's memory.
+    read: OnceLock<Buf<u8>>,
+    /// Whether the load has been told of it.
+    counted: AtomicBool,
+}
+
+impl Entry {
+    fn new(stored: String, shard: usize, dtype: Dtype, shape: Vec<usize>, range: Range<usize>) -> Self {
+        let (read, counted) = (OnceLock::new(), AtomicBool::new(false));
+        Entry { stored, shard, dtype, shape, range, swapped: false, read, counted }
+    }
 }
 
 /// Name, type and shape of a tensor, and where it lies: number of a block, range in it.
 pub(super) type Placed = (String, Dtype, Vec<usize>, usize, Range<usize>);
-
-enum Bytes {
-    Mapped(Mmap),
-    Owned(Vec<u8>),
-}
-
-impl Deref for Bytes {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        match self {
-            Bytes::Mapped(map) => map,
-            Bytes::Owned(vec) => vec,
-        }
-    }
-}
 
 impl Checkpoint {
     /// Opens a file, or a folder: its shards by `*.safetensors.index.json`, or its only `.safetensors` file, where
@@ -76,18 +97,17 @@ impl Checkpoint {
     /// # Errors
     /// Nothing is there, or a header does not describe its file exactly: truncated, too long, overlapping tensors,
     /// gaps, names twice, shapes that do not fit their bytes, tensors that the index puts into another file.
-    pub fn open(path: &Path) -> Result<Self> {
-        let files = locate(path)?;
-        let mut checkpoint = Checkpoint::empty(path);
+    pub fn open(at: impl Into<Location>) -> Result<Self> {
+        let mut checkpoint = Checkpoint::empty(at.into());
+        let files = locate(&checkpoint.location)?;
         for shard in files.shards {
-            let bytes = map(&shard)?;
-            checkpoint.add(shard, bytes)?;
+            checkpoint.add(shard.path().to_owned(), shard.open()?)?;
         }
         if let Some((index, weight_map)) = files.index {
             for (name, file) in weight_map {
-                let entry = checkpoint.tensors.get(&name);
-                if entry.is_none_or(|e| checkpoint.shards[e.shard].path != path.join(&file)) {
-                    return Err(Error::format(index, format!("tensor `{name}` is not in {file:?}")));
+                let (entry, shard) = (checkpoint.tensors.get(&name), checkpoint.location.join(&file));
+                if entry.is_none_or(|e| checkpoint.shards[e.shard].path != shard.path()) {
+                    return Err(Error::format(index.path(), format!("tensor `{name}` is not in {file:?}")));
                 }
             }
         }
@@ -99,8 +119,8 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
-        let mut checkpoint = Checkpoint::empty(path);
-        checkpoint.add(path.to_owned(), Bytes::Owned(bytes))?;
+        let mut checkpoint = Checkpoint::empty(Location::nowhere(path));
+        checkpoint.add(path.to_owned(), Content::Owned(bytes))?;
         Ok(checkpoint)
     }
 
@@ -111,41 +131,59 @@ impl Checkpoint {
         blocks: impl IntoIterator<Item = Vec<u8>>,
         tensors: Vec<Placed>,
     ) -> Self {
-        let mut checkpoint = Checkpoint::empty(path);
+        let mut checkpoint = Checkpoint::empty(Location::nowhere(path));
         checkpoint.metadata.extend(config.map(|config| ("config".into(), config)));
-        let shard = |block| Shard { path: path.into(), bytes: Bytes::Owned(block) };
+        let shard = |block| Shard { path: path.into(), content: Content::Owned(block) };
         checkpoint.shards.extend(blocks.into_iter().map(shard));
         let entry = |(name, dtype, shape, shard, range): Placed| {
-            (name.clone(), Entry { stored: name, shard, dtype, shape, range })
+            (name.clone(), Entry::new(name, shard, dtype, shape, range))
         };
         checkpoint.tensors.extend(tensors.into_iter().map(entry));
         checkpoint
     }
 
-    fn empty(path: &Path) -> Self {
-        Checkpoint { path: path.into(), shards: vec![], metadata: HashMap::new(), tensors: BTreeMap::new() }
+    fn empty(location: Location) -> Self {
+        let (metadata, tensors, loading) = (HashMap::new(), BTreeMap::new(), Loading::default());
+        Checkpoint { location, shards: vec![], metadata, tensors, loading }
     }
 
-    fn add(&mut self, path: PathBuf, bytes: Bytes) -> Result<()> {
-        let Header { metadata, tensors } = Header::parse(&path, &bytes)?;
+    fn add(&mut self, path: PathBuf, content: Content) -> Result<()> {
+        let Header { metadata, tensors } = Header::read(&path, &content)?;
         self.metadata.extend(metadata);
         for (name, info) in tensors {
             let range = info.data_offsets.0..info.data_offsets.1;
             let (shard, stored) = (self.shards.len(), name.clone());
-            let entry = Entry { stored, shard, dtype: info.dtype, shape: info.shape, range };
+            let entry = Entry::new(stored, shard, info.dtype, info.shape, range);
             if let Some(first) = self.tensors.get(&name) {
                 let other = self.shards[first.shard].path.display();
                 return Err(Error::format(path, format!("tensor `{name}` is also in {other}")));
             }
             self.tensors.insert(name, entry);
         }
-        self.shards.push(Shard { path, bytes });
+        self.shards.push(Shard { path, content });
         Ok(())
     }
 
     /// What was opened.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.location.path()
+    }
+
+    pub(crate) fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// The same as a part of `loading`, which from now on can cancel it, and which all of its tensors count for.
+    pub(crate) fn with(mut self, loading: &Loading) -> Self {
+        let to_do = |entry: &Entry| entry.range.len() as u64 * if self.has_to_read(entry) { 2 } else { 1 };
+        loading.expect(self.tensors.values().map(to_do).sum());
+        self.loading = loading.clone();
+        self
+    }
+
+    /// Bytes of all tensors.
+    pub fn size(&self) -> u64 {
+        self.tensors.values().map(|entry| entry.range.len() as u64).sum()
     }
 
     /// A string of the `__metadata__` of the headers.
@@ -169,8 +207,52 @@ impl Checkpoint {
     }
 
     fn view<'a>(&'a self, name: &'a str, entry: &'a Entry) -> Tensor<'a> {
-        let bytes = &self.shards[entry.shard].bytes[entry.range.clone()];
-        Tensor { name, dtype: entry.dtype, shape: &entry.shape, bytes }
+        Tensor { name, dtype: entry.dtype, shape: &entry.shape, checkpoint: self, entry }
+    }
+
+    /// Whether the bytes of a tensor come through calls.
+    fn has_to_read(&self, entry: &Entry) -> bool {
+        self.shards[entry.shard].content.slice().is_none()
+    }
+
+    fn fetch<'a>(&'a self, entry: &'a Entry) -> Result<&'a [u8]> {
+        self.loading.check()?;
+        let range = entry.range.clone();
+        let bytes = match (entry.read.get(), self.shards[entry.shard].content.slice()) {
+            (Some(read), _) => read,
+            // The caller's memory may have another size each time, if it is a strange one.
+            (None, Some(all)) if !entry.swapped => all.get(range).ok_or_else(|| self.changed(entry))?,
+            (None, _) => {
+                // The callbacks of a file may do what they like: no lock is held.
+                let read = self.read(entry)?;
+                entry.read.get_or_init(|| read)
+            }
+        };
+        if self.loading.has_begun() && !entry.counted.swap(true, Ordering::Relaxed) {
+            self.loading.advance(bytes.len() as u64);
+        }
+        Ok(bytes)
+    }
+
+    /// A copy of the bytes of a tensor.
+    fn read(&self, entry: &Entry) -> Result<Buf<u8>> {
+        let (Shard { path, content }, size) = (&self.shards[entry.shard], entry.range.len());
+        let mut bytes = Buf::zeroed(self.loading.memory(), size, path.display())?;
+        for (piece, start) in bytes.chunks_mut(PIECE).zip(entry.range.clone().step_by(PIECE)) {
+            self.loading.check()?;
+            content.read_to(path, start as u64, piece)?;
+            if self.has_to_read(entry) {
+                self.loading.advance(piece.len() as u64);
+            }
+        }
+        if entry.swapped {
+            bytes.rotate_left(size / 2);
+        }
+        Ok(bytes)
+    }
+
+    fn changed(&self, entry: &Entry) -> Error {
+        Error::format(&self.shards[entry.shard].path, "its size has changed since it was opened")
     }
 
     /// A tensor of exactly this shape.
@@ -194,7 +276,7 @@ impl Checkpoint {
         if tensor.dtype != dtype {
             return Err(self.bad(name, format!("has dtype {}, {dtype} is expected", tensor.dtype)));
         }
-        Ok(tensor.bytes)
+        tensor.bytes()
     }
 
     /// The values of a tensor of exactly this shape: F32, F16, BF16, or FP8 (e4m3fn, e5m2) times the scale that may
@@ -212,7 +294,7 @@ impl Checkpoint {
     /// As [`Checkpoint::f32`].
     pub fn numbers(&self, name: &str, shape: &[usize]) -> Result<Numbers<'_>> {
         let tensor = self.tensor(name, shape)?;
-        let numbers = Numbers::stored(tensor.dtype, tensor.bytes, self.scale(name)?.unwrap_or(1.0));
+        let numbers = Numbers::stored(tensor.dtype, tensor.bytes()?, self.scale(name)?.unwrap_or(1.0));
         numbers.ok_or_else(|| self.bad(name, format!("has dtype {}; {READABLE}", tensor.dtype)))
     }
 
@@ -230,7 +312,7 @@ impl Checkpoint {
         else {
             return Ok(None);
         };
-        match decode(scale.dtype, scale.bytes).as_deref() {
+        match decode(scale.dtype, scale.bytes()?).as_deref() {
             Some(&[value]) if value.is_finite() => Ok(Some(value)),
             _ => {
                 let what = format!(
@@ -292,7 +374,9 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::BadFormat`] if it has no such rows, or `new` is there already.
     pub(super) fn add_rows(&mut self, name: &str, new: String, rows: Option<Range<usize>>) -> Result<()> {
-        let mut part = self.tensors.get(name).ok_or_else(|| self.missing(name))?.clone();
+        let whole = self.tensors.get(name).ok_or_else(|| self.missing(name))?;
+        let (stored, shape, range) = (whole.stored.clone(), whole.shape.clone(), whole.range.clone());
+        let mut part = Entry::new(stored, whole.shard, whole.dtype, shape, range);
         if let Some(rows) = rows {
             let count = part.shape.first().copied().unwrap_or(0);
             if rows.is_empty() || rows.end > count || !part.range.len().is_multiple_of(count) {
@@ -310,14 +394,8 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::BadFormat`] if there is no such tensor.
     pub(super) fn swap_halves(&mut self, name: &str) -> Result<()> {
-        let mut bytes = self.get(name).ok_or_else(|| self.missing(name))?.bytes.to_vec();
-        let half = bytes.len() / 2;
-        bytes.rotate_left(half);
-        if let Some(entry) = self.tensors.get_mut(name) {
-            let path = self.shards[entry.shard].path.clone();
-            (entry.shard, entry.range) = (self.shards.len(), 0..bytes.len());
-            self.shards.push(Shard { path, bytes: Bytes::Owned(bytes) });
-        }
+        let Some(entry) = self.tensors.get_mut(name) else { return Err(self.missing(name)) };
+        entry.swapped = !entry.swapped;
         Ok(())
     }
 
@@ -334,35 +412,22 @@ impl Checkpoint {
             }
             Some(other) => {
                 let what = format!("tensors `{}` and `{}` are both `{name}`", other.stored, entry.stored);
-                Err(Error::format(&self.path, what))
+                Err(Error::format(self.path(), what))
             }
         }
     }
 
     pub(crate) fn missing(&self, name: &str) -> Error {
-        Error::format(&self.path, format!("tensor `{name}` is missing"))
+        Error::format(self.path(), format!("tensor `{name}` is missing"))
     }
 
     /// An error about a tensor, in the file that holds it and by its name there.
     pub(crate) fn bad(&self, name: &str, what: impl std::fmt::Display) -> Error {
         let entry = self.tensors.get(name);
-        let path = entry.map_or(&self.path, |entry| &self.shards[entry.shard].path);
+        let path = entry.map_or(self.path(), |entry| &self.shards[entry.shard].path);
         let name = entry.map_or(name, |entry| &entry.stored);
         Error::format(path, format!("tensor `{name}` {what}"))
     }
-}
-
-#[allow(unsafe_code, reason = "memory maps")]
-fn map(path: &Path) -> Result<Bytes> {
-    let file = open_regular(path)?;
-    if file.metadata().map_err(|e| Error::io(path, e))?.len() == 0 {
-        return Ok(Bytes::Owned(vec![]));
-    }
-    // SAFETY: the map is private to this checkpoint and only read. What cannot be ruled out is that another process
-    // truncates or rewrites the file meanwhile: bytes may then change, which nothing relies on not happening (the
-    // header is copied before it is checked, every bit pattern is a legal element), or reading may fault. Weights are copied to the device during load, so the
-    // window is the load.
-    unsafe { Mmap::map(&file) }.map(Bytes::Mapped).map_err(|e| Error::io(path, e))
 }
 
 #[cfg(test)]

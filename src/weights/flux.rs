@@ -8,9 +8,7 @@ mod svdq;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::path::Path;
-
-use super::{Checkpoint, Dtype, PartKind};
+use super::{Checkpoint, Dtype, Location, PartKind};
 use crate::ops::LinearSource;
 use crate::{Error, Result};
 pub use config::FluxConfig;
@@ -83,8 +81,8 @@ impl FluxWeights {
     ///
     /// # Errors
     /// Beside those of [`Checkpoint::open_part`]: a config that contradicts the tensors, or quantisation by another method.
-    pub fn open(path: &Path) -> Result<Self> {
-        Self::from_checkpoint(Checkpoint::open(path)?)
+    pub fn open(at: impl Into<Location>) -> Result<Self> {
+        Self::from_checkpoint(Checkpoint::open(at)?)
     }
 
     /// As [`FluxWeights::open`], with a checkpoint that is open already.

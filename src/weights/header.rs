@@ -7,6 +7,7 @@ use std::path::Path;
 use safetensors::tensor::TensorInfo;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
+use super::location::Content;
 use crate::{Error, Result};
 
 /// As the format's reference implementation has it.
@@ -22,31 +23,34 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// Reads and checks the header of `file`; `path` is for errors.
-    pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Header> {
+    /// Reads and checks the header of `file`, and nothing else of it; `path` is for errors.
+    pub(super) fn read(path: &Path, file: &Content) -> Result<Header> {
         let bad = |what: String| Error::format(path, what);
-        let Some((&length, rest)) = file.split_first_chunk::<8>() else {
-            return Err(bad(format!("{} bytes are too few for a safetensors file", file.len())));
+        let Ok(size) = usize::try_from(file.len()) else {
+            return Err(bad(format!("{} bytes are more than this machine can address", file.len())));
         };
+        let Some(rest) = size.checked_sub(8) else {
+            return Err(bad(format!("{size} bytes are too few for a safetensors file")));
+        };
+        let mut length = [0; 8];
+        file.read_to(path, 0, &mut length)?;
         let length = u64::from_le_bytes(length);
         if length > MAX_HEADER {
             return Err(bad(format!(
                 "not safetensors: a header of {length} bytes is larger than {MAX_HEADER}"
             )));
         }
-        let Some((json, data)) = rest.split_at_checked(length as usize) else {
-            return Err(bad(format!(
-                "truncated: a header of {length} bytes, of which {} are there",
-                rest.len()
-            )));
+        let Some(data) = rest.checked_sub(length as usize) else {
+            return Err(bad(format!("truncated: a header of {length} bytes, of which {rest} are there")));
         };
-        let json =
-            String::from_utf8(json.to_vec()).map_err(|e| bad(format!("the header is not UTF-8: {e}")))?;
+        // A copy, so that what is checked cannot change afterwards.
+        let json = file.read(path, 8, length as usize)?;
+        let json = String::from_utf8(json).map_err(|e| bad(format!("the header is not UTF-8: {e}")))?;
         let mut header: Header = serde_json::from_str(&json).map_err(|e| bad(format!("header: {e}")))?;
-        header.check_layout(data.len()).map_err(bad)?;
+        header.check_layout(data).map_err(bad)?;
         for (_, info) in &mut header.tensors {
-            info.data_offsets.0 += file.len() - data.len();
-            info.data_offsets.1 += file.len() - data.len();
+            info.data_offsets.0 += size - data;
+            info.data_offsets.1 += size - data;
         }
         Ok(header)
     }

@@ -51,7 +51,7 @@ pub fn inspect(path: &Path) -> Result<Summary> {
     let parts = match path.join("model_index.json").exists() {
         true => {
             let folder = PipelineFolder::open(path)?;
-            let of = |kind| Part::of(&Checkpoint::open_part(&folder.part(kind), kind)?, Some(kind));
+            let of = |kind| Part::of(&Checkpoint::open_part(folder.part(kind), kind)?, Some(kind));
             PartKind::ALL.into_iter().map(of).collect::<Result<_>>()?
         }
         false => {
@@ -76,7 +76,7 @@ impl Part {
         for tensor in checkpoint.tensors() {
             let amount = kinds.entry(kind(checkpoint, &tensor)).or_default();
             amount.tensors += 1;
-            amount.bytes += tensor.bytes.len() as u64;
+            amount.bytes += tensor.len() as u64;
             dtypes.insert(tensor.dtype.to_string());
             if tensor.name.ends_with(".lora_down") {
                 ranks.extend(tensor.shape.last());

@@ -1,10 +1,10 @@
 //! JSON files with a limit on their size, and errors that name file and key.
 
-use std::io::Read;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
+use super::Location;
 use crate::{Error, Result};
 
 /// Larger than any config, shard index or tokenizer (FLUX.1's largest is a tokenizer of 2.4 MB).
@@ -14,22 +14,18 @@ const LIMIT: u64 = 16 << 20;
 ///
 /// # Errors
 /// The file is missing, is not a file, is larger than 16 MB, or is not JSON of the form that `T` wants.
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    parse_json(path, "", &read_text(path)?)
+pub fn read_json<T: DeserializeOwned>(at: impl Into<Location>) -> Result<T> {
+    let at = at.into();
+    parse_json(at.path(), "", &read_text(&at)?)
 }
 
 /// Reads a text file.
 ///
 /// # Errors
 /// The file is missing, is not a file, is larger than 16 MB, or is not UTF-8.
-pub fn read_text(path: &Path) -> Result<String> {
-    let mut text = Vec::new();
-    let file = open_regular(path)?;
-    file.take(LIMIT + 1).read_to_end(&mut text).map_err(|e| Error::io(path, e))?;
-    if text.len() as u64 > LIMIT {
-        return Err(Error::format(path, format!("larger than {LIMIT} bytes, which no such file is")));
-    }
-    String::from_utf8(text).map_err(|e| Error::format(path, format!("not UTF-8: {e}")))
+pub fn read_text(at: impl Into<Location>) -> Result<String> {
+    let at = at.into();
+    String::from_utf8(at.read(LIMIT)?).map_err(|e| Error::format(at.path(), format!("not UTF-8: {e}")))
 }
 
 /// Reads JSON that is a part of `path`, named `part` (empty for the whole file).
@@ -43,16 +39,6 @@ pub fn parse_json<T: DeserializeOwned>(path: &Path, part: &str, text: &str) -> R
         let part = if part.is_empty() { String::new() } else { format!("`{part}`: ") };
         Error::format(path, format!("{part}{e}{key}"))
     })
-}
-
-/// Opens a file, and nothing else: opening a pipe or a device could block for ever.
-pub(super) fn open_regular(path: &Path) -> Result<std::fs::File> {
-    let kind = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-    if !kind.is_file() {
-        let what = if kind.is_dir() { "a folder, where a file is expected" } else { "not a regular file" };
-        return Err(Error::format(path, what));
-    }
-    std::fs::File::open(path).map_err(|e| Error::io(path, e))
 }
 
 /// The last object key that is complete before a position.

@@ -7,12 +7,15 @@ pub mod flux;
 mod header;
 mod inspect;
 mod json;
+mod loading;
 mod locate;
+mod location;
 pub(crate) mod names;
 mod numbers;
 pub mod pack;
 mod pipeline;
 pub(crate) mod random;
+mod source;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -20,8 +23,11 @@ pub use checkpoint::{Checkpoint, Tensor};
 pub use files::ModelFiles;
 pub use inspect::{Amount, Part, Summary, inspect};
 pub use json::{parse_json, read_json, read_text};
+pub use loading::Loading;
+pub use location::{Location, ReadAt};
 pub use names::PartKind;
 pub use numbers::Numbers;
 pub use pipeline::{Defaults, PipelineFolder};
 pub use random::RandomSizes;
 pub use safetensors::Dtype;
+pub use source::Source;

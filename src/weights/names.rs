@@ -7,10 +7,9 @@ mod nunchaku;
 pub(crate) mod tests;
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 
-use super::Checkpoint;
 use super::locate::USUAL;
+use super::{Checkpoint, Location};
 use crate::{Error, Result};
 
 /// A network of a FLUX.1 pipeline.
@@ -73,8 +72,8 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`Checkpoint::open`] and [`Checkpoint::into_part`].
-    pub fn open_part(path: &Path, kind: PartKind) -> Result<Self> {
-        Checkpoint::open(path)?.into_part(kind)
+    pub fn open_part(at: impl Into<Location>, kind: PartKind) -> Result<Self> {
+        Checkpoint::open(at)?.into_part(kind)
     }
 
     /// The network `kind` alone, as [`Checkpoint::open_part`] gives it.
@@ -110,13 +109,13 @@ impl Checkpoint {
 
     /// The config.json of this network: that of its folder, or beside a file of a name that diffusers or transformers
     /// gives. Files on their own have none, and are what their tensors say.
-    pub(crate) fn config_path(&self) -> Option<PathBuf> {
-        let path = self.path();
-        if path.is_dir() {
-            return Some(path.join("config.json"));
+    pub(crate) fn config(&self) -> Option<Location> {
+        let at = self.location();
+        if at.is_dir() {
+            return Some(at.join("config.json"));
         }
-        let name = path.file_name()?.to_str()?;
-        let beside = path.with_file_name("config.json");
+        let name = at.path().file_name()?.to_str()?;
+        let beside = at.beside("config.json");
         (USUAL.iter().any(|usual| name.starts_with(usual)) && beside.is_file()).then_some(beside)
     }
 }

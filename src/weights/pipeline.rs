@@ -1,17 +1,15 @@
 //! A diffusers pipeline folder: where its parts are.
 
-use std::path::{Path, PathBuf};
-
 use serde::Deserialize;
 
-use super::{PartKind, locate::file_names, read_json};
+use super::{Location, PartKind, read_json};
 use crate::{Error, Result};
 
 /// A folder with a `model_index.json` of diffusers' `FluxPipeline` or one of its variants.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct PipelineFolder {
-    dir: PathBuf,
-    transformer: PathBuf,
+    dir: Location,
+    transformer: Location,
     defaults: Defaults,
 }
 
@@ -42,32 +40,36 @@ struct ModelIndex {
 const CLASSES: [&str; 4] = ["FluxPipeline", "FluxKontextPipeline", "FluxFillPipeline", "FluxControlPipeline"];
 
 impl PipelineFolder {
+    /// Files in such a folder beside its `svdq-*.safetensors`.
+    pub(super) const FILES: [&str; 2] = ["model_index.json", "svdq.json"];
+    /// Folders in it.
+    pub(super) const FOLDERS: [&str; 7] =
+        ["transformer", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae", "scheduler"];
+
     /// Opens the folder and checks that all its parts are there.
     ///
     /// # Errors
     /// [`Error::NotFound`] naming the part, [`Error::WrongModel`] for a pipeline of another class, and what is wrong with
     /// `model_index.json` or `svdq.json`.
-    pub fn open(dir: &Path) -> Result<Self> {
+    pub fn open(dir: impl Into<Location>) -> Result<Self> {
+        let dir = dir.into();
         let index = dir.join("model_index.json");
         if dir.is_dir() && !index.exists() {
             let what = "no model_index.json in it: this is no diffusers pipeline folder";
-            return Err(Error::NotFound { path: dir.into(), what: what.into() });
+            return Err(Error::NotFound { path: dir.path().into(), what: what.into() });
         }
         let ModelIndex { class_name } = read_json(&index)?;
         if !CLASSES.contains(&class_name.as_str()) {
             let what = format!("`_class_name` is {class_name}, {} is expected", CLASSES[0]);
-            return Err(Error::WrongModel { path: index, what });
+            return Err(Error::WrongModel { path: index.path().into(), what });
         }
         let quantised =
-            file_names(dir)?.into_iter().find(|n| n.starts_with("svdq-") && n.ends_with(".safetensors"));
+            dir.names()?.into_iter().find(|n| n.starts_with("svdq-") && n.ends_with(".safetensors"));
         let transformer = dir.join(quantised.as_deref().unwrap_or("transformer"));
-        let folder = PipelineFolder {
-            dir: dir.into(),
-            transformer,
-            defaults: Defaults::read(&dir.join("svdq.json"))?,
-        };
+        let defaults = Defaults::read(&dir.join("svdq.json"))?;
+        let folder = PipelineFolder { dir, transformer, defaults };
         let parts = [
-            folder.transformer().to_owned(),
+            folder.transformer().clone(),
             folder.text_encoder(),
             folder.text_encoder_2(),
             folder.tokenizer(),
@@ -76,58 +78,61 @@ impl PipelineFolder {
             folder.scheduler(),
         ];
         match parts.into_iter().find(|part| !part.exists()) {
-            Some(path) => Err(Error::NotFound { path, what: "missing from the pipeline folder".into() }),
+            Some(part) => Err(Error::NotFound {
+                path: part.path().into(),
+                what: "missing from the pipeline folder".into(),
+            }),
             None => Ok(folder),
         }
     }
 
     /// The folder itself.
-    pub fn path(&self) -> &Path {
+    pub fn location(&self) -> &Location {
         &self.dir
     }
 
     /// The first `svdq-*.safetensors` by name, or else the folder `transformer`.
-    pub fn transformer(&self) -> &Path {
+    pub fn transformer(&self) -> &Location {
         &self.transformer
     }
 
     /// The 16-bit transformer that the pipeline came with. It may be absent where there is a 4-bit one.
-    pub fn dense_transformer(&self) -> PathBuf {
+    pub fn dense_transformer(&self) -> Location {
         self.dir.join("transformer")
     }
 
     /// Folder of CLIP.
-    pub fn text_encoder(&self) -> PathBuf {
+    pub fn text_encoder(&self) -> Location {
         self.dir.join("text_encoder")
     }
 
     /// Folder of T5.
-    pub fn text_encoder_2(&self) -> PathBuf {
+    pub fn text_encoder_2(&self) -> Location {
         self.dir.join("text_encoder_2")
     }
 
     /// Folder of CLIP's tokenizer.
-    pub fn tokenizer(&self) -> PathBuf {
+    pub fn tokenizer(&self) -> Location {
         self.dir.join("tokenizer")
     }
 
     /// Folder of T5's tokenizer.
-    pub fn tokenizer_2(&self) -> PathBuf {
+    pub fn tokenizer_2(&self) -> Location {
         self.dir.join("tokenizer_2")
     }
 
     /// Folder of the VAE.
-    pub fn vae(&self) -> PathBuf {
+    pub fn vae(&self) -> Location {
         self.dir.join("vae")
     }
 
     /// Config file of the scheduler.
-    pub fn scheduler(&self) -> PathBuf {
-        self.dir.join("scheduler").join("scheduler_config.json")
+    pub fn scheduler(&self) -> Location {
+        self.dir.join("scheduler/scheduler_config.json")
     }
 
     /// File or folder of a network.
-    pub fn part(&self, kind: PartKind) -> PathBuf {
+    pub fn part(&self, kind: PartKind) -> Location {
         match kind {
             PartKind::Transformer => self.transformer.clone(),
             PartKind::Clip => self.text_encoder(),
@@ -144,11 +149,11 @@ impl PipelineFolder {
 
 impl Defaults {
     /// Reads `svdq.json`; without one there are no recommendations.
-    fn read(path: &Path) -> Result<Self> {
-        if !path.exists() {
+    fn read(at: &Location) -> Result<Self> {
+        if !at.exists() {
             return Ok(Defaults::default());
         }
-        let defaults: Defaults = read_json(path)?;
+        let defaults: Defaults = read_json(at)?;
         for (key, value, limit) in [
             ("width", defaults.width, 16384),
             ("height", defaults.height, 16384),
@@ -157,15 +162,16 @@ impl Defaults {
         ] {
             if let Some(value) = value.filter(|v| !(1..=limit).contains(v)) {
                 return Err(Error::format(
-                    path,
+                    at.path(),
                     format!("`{key}` is {value}, and must be between 1 and {limit}"),
                 ));
             }
         }
         match defaults.guidance_scale {
-            Some(g) if !(0.0..=1000.0).contains(&g) => {
-                Err(Error::format(path, format!("`guidance_scale` is {g}, and must be between 0 and 1000")))
-            }
+            Some(g) if !(0.0..=1000.0).contains(&g) => Err(Error::format(
+                at.path(),
+                format!("`guidance_scale` is {g}, and must be between 0 and 1000"),
+            )),
             _ => Ok(defaults),
         }
     }
@@ -174,6 +180,8 @@ impl Defaults {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::path::Path;
+
     use super::*;
     use crate::weights::testing::TempDir;
 
@@ -194,11 +202,11 @@ mod tests {
     fn the_4_bit_transformer_goes_before_the_dense_one() {
         let dir = folder();
         let open = || PipelineFolder::open(dir.path()).unwrap();
-        assert_eq!(open().transformer(), dir.path().join("transformer"));
+        assert_eq!(open().transformer().path(), dir.path().join("transformer"));
         assert_eq!(open().defaults(), &Defaults::default());
         dir.write("svdq-int4_r64-x.safetensors", b"");
         dir.write("svdq-int4_r32-x.safetensors", b"");
-        assert_eq!(open().transformer(), dir.path().join("svdq-int4_r32-x.safetensors"));
+        assert_eq!(open().transformer().path(), dir.path().join("svdq-int4_r32-x.safetensors"));
         std::fs::remove_dir_all(dir.path().join("transformer")).unwrap();
         dir.write("svdq.json", br#"{"width": 128, "height": 64, "steps": 20, "guidance_scale": 3.5}"#);
         let defaults = open().defaults().clone();

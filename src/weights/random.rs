@@ -147,7 +147,7 @@ mod tests {
         let config = FluxConfig::FLUX_1_DEV;
         let weights = FluxWeights::random(&config, 32).unwrap();
         assert_eq!((weights.config(), weights.rank()), (&config, Some(32)));
-        let longest = weights.checkpoint().tensors().map(|tensor| tensor.bytes.len()).max().unwrap();
+        let longest = weights.checkpoint().tensors().map(|tensor| tensor.len()).max().unwrap();
         assert_eq!(longest, 2 * 6144 * 3072, "three blocks of at most this many bytes are held");
     }
 }

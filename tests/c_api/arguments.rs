@@ -178,17 +178,30 @@ fn every_function_checks_its_arguments() {
         case!(svdq_model_load, "sources past the struct's end", "sources is NULL", load_with(|p| p.struct_size = 8)),
         case!(svdq_model_load, "no sources", "sources is NULL", load_with(|p| p.sources = ptr::null())),
         case!(svdq_model_load, "crooked sources", "sources", load_with(|p| p.sources = crooked(p.sources))),
-        case!(svdq_model_load, "too many sources", "source_count is 17", load_with(|p| p.source_count = 17)),
+        case!(svdq_model_load, "too many sources", "source_count is 257", load_with(|p| p.source_count = 257)),
         case!(svdq_model_load, "wild number of sources", "source_count is 4294967295", load_with(|p| p.source_count = u32::MAX)),
         case!(svdq_model_load, "unknown profile", "profile is 4", load_with(|p| p.profile = 4)),
-        case!(svdq_model_load, "reserved", "reserved is 1", load_with(|p| p.reserved = 1)),
+        case!(svdq_model_load, "unknown flag", "flags 0x2", load_with(|p| p.flags = 2)),
         case!(svdq_model_load, "no source size", "sizeof(svdq_source)", load_from(|s| s.struct_size = 0)),
         case!(svdq_model_load, "no source kind", "kind", load_from(|s| s.kind = 0)),
-        case!(svdq_model_load, "unknown source kind", "kind", load_from(|s| s.kind = 9)),
+        case!(svdq_model_load, "unknown source kind", "source 0: the kind is 9", load_from(|s| s.kind = 9)),
         case!(svdq_model_load, "no path", "path is NULL", load_from(|s| s.path = ptr::null())),
         case!(svdq_model_load, "path not UTF-8", "path is not UTF-8", load_from(|s| s.path = c"caf\xe9".as_ptr())),
         case!(svdq_model_load, "no such folder", SVDQ_ERR_NOT_FOUND, "/nowhere", load_from(|s| s.path = c"/nowhere".as_ptr())),
+        case!(svdq_model_load, "no memory", "source 0: data is NULL", load_from(|s| s.kind = SVDQ_SOURCE_MEMORY)),
+        case!(svdq_model_load, "no memory of some size", "source 0: data is NULL", load_from(|s| (s.kind, s.size) = (SVDQ_SOURCE_MEMORY, 8))),
+        case!(svdq_model_load, "more memory than there can be", "source 0: size is 18446744073709551615", load_from(|s| (s.kind, s.data, s.size) = (SVDQ_SOURCE_MEMORY, c"a".as_ptr().cast(), u64::MAX))),
+        case!(svdq_model_load, "memory with a name not UTF-8", "path is not UTF-8", load_from(|s| (s.kind, s.data, s.path) = (SVDQ_SOURCE_MEMORY, c"a".as_ptr().cast(), c"caf\xe9".as_ptr()))),
+        case!(svdq_model_load, "no callback", "source 0: read_at is NULL", load_from(|s| (s.kind, s.size) = (SVDQ_SOURCE_CALLBACKS, 8))),
         case!(svdq_model_load, "empty path", SVDQ_ERR_NOT_FOUND, "", load_from(|s| s.path = c"".as_ptr())),
+        case!(svdq_model_inspect, "no params", "svdq_model_params is NULL", svdq_model_inspect(ptr::null(), info)),
+        case!(svdq_model_inspect, "crooked params", "svdq_model_params", svdq_model_inspect(crooked(&load), info)),
+        case!(svdq_model_inspect, "no size", "struct_size is 0", svdq_model_inspect(&with(load, |p| p.struct_size = 0), info)),
+        case!(svdq_model_inspect, "no sources", "sources is NULL", svdq_model_inspect(&with(load, |p| p.sources = ptr::null()), info)),
+        case!(svdq_model_inspect, "unknown flag", "flags 0x80000000", svdq_model_inspect(&with(load, |p| p.flags = 1 << 31), info)),
+        case!(svdq_model_inspect, "no info", "svdq_model_info is NULL", svdq_model_inspect(&load, null.cast())),
+        case!(svdq_model_inspect, "crooked info", "svdq_model_info", svdq_model_inspect(&load, crooked(info))),
+        case!(svdq_model_inspect, "info without size", "struct_size is 0", svdq_model_inspect(&load, &mut with(sized::<svdq_model_info>(), |i| i.struct_size = 0))),
         case!(svdq_model_release, "NULL", SVDQ_OK, "", { svdq_model_release(null.cast()); SVDQ_OK }),
 
         case!(svdq_model_get_info, "no model", "model is NULL", svdq_model_get_info(ptr::null(), info)),
@@ -211,7 +224,7 @@ fn every_function_checks_its_arguments() {
         case!(svdq_lora_load, "no source", "source is NULL", svdq_lora_load(model(), ptr::null(), out_lora)),
         case!(svdq_lora_load, "crooked source", "source", svdq_lora_load(model(), crooked(&style), out_lora)),
         case!(svdq_lora_load, "no size", "sizeof(svdq_source)", lora_from(|s| s.struct_size = 0)),
-        case!(svdq_lora_load, "unknown source kind", "kind", lora_from(|s| s.kind = 9)),
+        case!(svdq_lora_load, "unknown source kind", "source 0: the kind is 9", lora_from(|s| s.kind = 9)),
         case!(svdq_lora_load, "no path", "path is NULL", lora_from(|s| s.path = ptr::null())),
         case!(svdq_lora_load, "path not UTF-8", "path is not UTF-8", lora_from(|s| s.path = c"caf\xe9".as_ptr())),
         case!(svdq_lora_load, "no such file", SVDQ_ERR_NOT_FOUND, "/nowhere", lora_from(|s| s.path = c"/nowhere".as_ptr())),
@@ -330,7 +343,7 @@ fn sources_are_as_large_as_they_say() {
     assert_eq!(load(&[newer(&demo, 0), newer(c"/nowhere", 0)]), SVDQ_ERR_NOT_FOUND);
     assert!(last_error().contains("/nowhere"), "{}", last_error());
     assert_eq!(load(&[newer(&demo, 0), newer(c"/nowhere", 1)]), SVDQ_ERR_VERSION_MISMATCH);
-    assert!(last_error().contains("svdq_source asks at byte 16"), "{}", last_error());
+    assert!(last_error().contains("svdq_source asks at byte 48"), "{}", last_error());
     assert_eq!(load(&[newer(&demo, 1), newer(c"/nowhere", 0)]), SVDQ_ERR_VERSION_MISMATCH);
 }
 
@@ -370,9 +383,9 @@ fn structs_may_be_older_or_newer() {
     info.known.struct_size = size_of_val(&info) as u32;
     ok(unsafe { svdq_model_get_info(model(), &mut info.known) });
     assert_eq!((info.added, info.known.struct_size), ([0; 4], size_of_val(&info) as u32));
-    let mut older = svdq_model_info { struct_size: 12, rank: 77, ..sized() };
+    let mut older = svdq_model_info { struct_size: 16, default_steps: 77, ..sized() };
     ok(unsafe { svdq_model_get_info(model(), &mut older) });
-    assert_eq!((older.family, older.rank), (info.known.family, 77));
+    assert_eq!((older.rank, older.default_steps), (info.known.rank, 77));
 }
 
 #[test]

@@ -35,11 +35,11 @@ fn layouts() -> Vec<Layout> {
             struct_size, header_version, threads, device_select, device_index, gpu_priority, device_id,
             memory_budget, log, log_user, alloc, free, alloc_user
         }
-        svdq_source { struct_size, kind, path }
-        svdq_model_params { struct_size, source_count, sources, profile, reserved }
+        svdq_source { struct_size, kind, path, data, size, read_at, user }
+        svdq_model_params { struct_size, source_count, sources, profile, flags }
         svdq_model_info {
             struct_size, family, precision, rank, default_steps, default_guidance, size_multiple,
-            default_width, default_height, profile
+            default_width, default_height, profile, flags, max_loras, stored_bytes, device_bytes, host_bytes
         }
         svdq_image { struct_size, format, width, height, row_stride, flags, reserved, pixels, capacity }
         svdq_generate_params {

@@ -32,7 +32,7 @@ fn load(device: DeviceSelect) -> Model {
 
 fn load_into(context: &Context) -> svdq::Result<Model> {
     let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo");
-    Model::load(context, &ModelOptions { sources: vec![demo.into()], profile: None })
+    Model::load(context, &ModelOptions { sources: vec![demo.into()], ..Default::default() })
 }
 
 fn image(model: &Model, side: u32) -> svdq::Result<Vec<u8>> {
@@ -111,7 +111,7 @@ fn loras() {
     image(&model, 32).unwrap();
     for _ in 0..4 {
         taken.push(context.gpu_memory().unwrap()[0]);
-        let [one, other] = [(); 2].map(|()| Lora::load(&model, green.as_ref()).unwrap());
+        let [one, other] = [(); 2].map(|()| Lora::load(&model, green).unwrap());
         for loras in [&[(one.clone(), 0.5)][..], &[(one.clone(), 1.0), (other, 0.5)], &[]] {
             image_with(&model, 32, loras).unwrap();
         }

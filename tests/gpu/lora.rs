@@ -244,7 +244,7 @@ const LORA: &str = "assets/demo/lora/pocket-green.safetensors";
 /// order.
 pub(crate) fn images(devices: &Devices) {
     let [cpu, cuda] = [None, Some(&devices.gpu)].map(|gpu| load(gpu, None, devices.profile));
-    let open = |model: &Model| Lora::load(model, LORA.as_ref()).unwrap();
+    let open = |model: &Model| Lora::load(model, LORA).unwrap();
     let ([one, other], on_cpu): ([Lora; 2], Lora) = ([open(&cuda), open(&cuda)], open(&cpu));
     for (seed, prompt) in PROMPTS.into_iter().enumerate().take(4) {
         let draw = |model: &Model, steps, loras: &[(Lora, f32)]| {

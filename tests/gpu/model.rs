@@ -17,7 +17,7 @@ pub(crate) fn load(gpu: Option<&Gpu>, transformer: Option<&str>, profile: Profil
         None => Context::new(ContextOptions { device: DeviceSelect::Cpu, ..Default::default() }).unwrap(),
     };
     let sources = std::iter::once("assets/demo").chain(transformer).map(Into::into).collect();
-    Model::load(&context, &ModelOptions { sources, profile: Some(profile) }).unwrap()
+    Model::load(&context, &ModelOptions { sources, profile: Some(profile), ..Default::default() }).unwrap()
 }
 
 const SIDE: u32 = 128;
@@ -120,7 +120,7 @@ pub(crate) fn budgets(devices: &Devices) {
         let device = DeviceSelect::Cuda(devices.gpu.info().index);
         let context = Context::new(ContextOptions { device, memory_budget, ..Default::default() }).unwrap();
         let sources = vec!["assets/demo".into()];
-        let model = Model::load(&context, &ModelOptions { sources, profile: None });
+        let model = Model::load(&context, &ModelOptions { sources, ..Default::default() });
         (context, model)
     };
     let memory = |context: &Context| context.gpu_memory().unwrap();

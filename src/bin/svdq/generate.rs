@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use lexopt::prelude::*;
-use svdq::engine::{GenerateParams, ImageMut, ModelInfo, PixelFormat, Progress};
+use svdq::engine::{GenerateParams, ImageMut, PixelFormat, Progress};
+use svdq::ops::Profile;
 
 use crate::Failure;
 use crate::options::{MODEL_HELP, ModelArgs, size};
@@ -57,7 +58,12 @@ pub(crate) fn run(args: &mut lexopt::Parser) -> Result<(), Failure> {
         }
         ControlFlow::Continue(())
     })?;
-    file.write(&pixels, params.width, params.height, &metadata(&params, &model.lora_names(), loaded.info()))?;
+    file.write(
+        &pixels,
+        params.width,
+        params.height,
+        &metadata(&params, &model.lora_names(), loaded.profile()),
+    )?;
     if terminal {
         eprintln!("\r\x1b[K{}", output.display());
     }
@@ -80,7 +86,7 @@ fn show(progress: Progress) {
 }
 
 /// The text that image viewers and web interfaces for diffusion models read back.
-fn metadata(params: &GenerateParams<'_>, loras: &str, info: &ModelInfo) -> String {
+fn metadata(params: &GenerateParams<'_>, loras: &str, profile: Profile) -> String {
     let loras = if loras.is_empty() { String::new() } else { format!(", LoRAs: {loras}") };
     format!(
         "{}\nSteps: {}, Sampler: FlowMatchEuler, Guidance: {}, Seed: {}, Size: {}x{}, Profile: {:?}{loras}, Version: svdq {}",
@@ -90,7 +96,7 @@ fn metadata(params: &GenerateParams<'_>, loras: &str, info: &ModelInfo) -> Strin
         params.seed,
         params.width,
         params.height,
-        info.profile,
+        profile,
         env!("CARGO_PKG_VERSION"),
     )
 }

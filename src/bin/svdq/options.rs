@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use lexopt::{Parser, ValueExt};
-use svdq::engine::{Context, ContextOptions, DeviceSelect, Lora, Model, ModelOptions};
+use svdq::engine::{Context, ContextOptions, DeviceSelect, Lora, Model, ModelOptions, Source};
 use svdq::ops::Profile;
 use svdq::weights::{Checkpoint, PartKind};
 
@@ -99,14 +99,15 @@ impl ModelArgs {
 
     /// What to load.
     pub(crate) fn model_options(&self) -> Result<ModelOptions, Failure> {
-        Ok(ModelOptions { sources: self.sources()?, profile: self.profile })
+        let sources = self.sources()?.into_iter().map(Source::from).collect();
+        Ok(ModelOptions { sources, profile: self.profile, ..Default::default() })
     }
 
     /// Loads the LoRAs for the model that [`Self::load`] gave.
     pub(crate) fn load_loras(&self, model: &Model) -> Result<Vec<(Lora, f32)>, Failure> {
         let mut loras = Vec::new();
         for (path, strength) in &self.loras {
-            let lora = Lora::load(model, path)?;
+            let lora = Lora::load(model, path.as_path())?;
             if let [first, ..] = &lora.info().unused[..] {
                 let (path, count) = (path.display(), lora.info().unused.len());
                 eprintln!("svdq: {path}: the model has no place for {count} tensors, such as `{first}`");

@@ -18,7 +18,8 @@ impl File {
     pub(super) fn open(name: &str) -> Self {
         let file = Checkpoint::open(&path(name)).unwrap();
         let tensors = file.tensors();
-        let tensors = tensors.map(|t| (t.name.to_owned(), (t.dtype, t.shape.to_vec(), t.bytes.to_vec())));
+        let tensors =
+            tensors.map(|t| (t.name.to_owned(), (t.dtype, t.shape.to_vec(), t.bytes().unwrap().to_vec())));
         File { tensors: tensors.collect(), metadata: None }
     }
 

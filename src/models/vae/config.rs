@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::weights::{Checkpoint, read_json};
+use crate::weights::{Checkpoint, Location, read_json};
 use crate::{Error, Result};
 
 /// What `config.json` says. A field left out has diffusers' default.
@@ -54,15 +54,16 @@ impl Default for Config {
 impl Config {
     /// The config of a checkpoint: its config.json, or, of a file on its own, FLUX.1's in the sizes of the tensors.
     pub(super) fn of(checkpoint: &Checkpoint) -> Result<Self> {
-        match checkpoint.config_path() {
-            Some(path) => Config::load(&path),
+        match checkpoint.config() {
+            Some(at) => Config::load(&at),
             None => Config::of_tensors(checkpoint)?.check(checkpoint.path()),
         }
     }
 
-    /// Reads and checks the file `path`.
-    pub(super) fn load(path: &Path) -> Result<Self> {
-        read_json::<Self>(path)?.check(path)
+    /// Reads and checks the file `at`.
+    pub(super) fn load(at: impl Into<Location>) -> Result<Self> {
+        let at = at.into();
+        read_json::<Self>(&at)?.check(at.path())
     }
 
     fn check(self, path: &Path) -> Result<Self> {

@@ -73,8 +73,10 @@ fn edited(edit: impl FnOnce(&mut serde_json::Value, &mut Tensors)) -> TempDir {
     let mut config =
         serde_json::from_slice(&std::fs::read(golden("vae").join("config.json")).unwrap()).unwrap();
     let file = Checkpoint::open(&golden("vae").join("model.safetensors")).unwrap();
-    let mut tensors: Tensors =
-        file.tensors().map(|t| (t.name.into(), (t.dtype, t.shape.into(), t.bytes.into()))).collect();
+    let mut tensors: Tensors = file
+        .tensors()
+        .map(|t| (t.name.into(), (t.dtype, t.shape.into(), t.bytes().unwrap().into())))
+        .collect();
     edit(&mut config, &mut tensors);
     let views = tensors
         .iter()

@@ -89,14 +89,11 @@ impl FluxConfig {
     /// The config that `checkpoint` states, held against its tensors.
     pub(in crate::weights) fn of(checkpoint: &Checkpoint) -> Result<Self> {
         let path = checkpoint.path();
-        let beside = match path.is_dir() {
-            true => path.to_owned(),
-            false => path.parent().unwrap_or(path).to_owned(),
-        }
-        .join("config.json");
+        let at = checkpoint.location();
+        let beside = if at.is_dir() { at.join("config.json") } else { at.beside("config.json") };
         let raw: Raw = match checkpoint.metadata("config") {
             Some(text) => parse_json(path, "config", text)?,
-            None if path.is_dir() || beside.is_file() => read_json(&beside)?,
+            None if at.is_dir() || beside.is_file() => read_json(&beside)?,
             None => return FluxConfig::from_tensors(checkpoint)?.validate(checkpoint, FLUX_AXES.to_vec()),
         };
         if let Some(class) = raw.class_name.filter(|c| !CLASSES.contains(&c.as_str())) {

@@ -124,7 +124,7 @@ fn channel_scales(checkpoint: &Checkpoint, name: &str, n: usize) -> Result<Vec<f
     let tensor_scale = format!("{name}.wtscale");
     let all = match checkpoint.get(&tensor_scale) {
         None => 1.0,
-        Some(tensor) => match decode(tensor.dtype, tensor.bytes).as_deref() {
+        Some(tensor) => match decode(tensor.dtype, tensor.bytes()?).as_deref() {
             Some(&[value]) if value.is_finite() => value,
             _ => {
                 let what = format!("is {} {:?}; one finite number is expected", tensor.dtype, tensor.shape);

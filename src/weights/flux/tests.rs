@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use half::bf16;
 

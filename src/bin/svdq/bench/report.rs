@@ -63,7 +63,7 @@ impl Bench {
         Bench {
             device: context.device_name().into(),
             model: name.into(),
-            profile: format!("{:?}", model.info().profile),
+            profile: format!("{:?}", model.profile()),
             runs,
             load,
             reading: None,
