@@ -145,7 +145,7 @@ impl<D: Device> Clip<D> {
         let tokens = names.name("embeddings.token_embedding.weight");
         let positions = names.name("embeddings.position_embedding.weight");
         Ok(Clip {
-            tokens: Embedding::load(weights, &tokens, config.vocab_size, hidden)?,
+            tokens: Embedding::load(dev.memory(), weights, &tokens, config.vocab_size, hidden)?,
             positions: weights.f32(&positions, &[config.max_position_embeddings, hidden])?,
             layers: (0..config.num_hidden_layers)
                 .map(|i| names.layer(dev, &mut sites, i, &config, act))
@@ -187,7 +187,7 @@ impl<D: Device> Clip<D> {
     pub fn encode(&self, run: Run<'_, D>, ids: &[u32]) -> Result<ClipOutput<D>> {
         let hidden = self.hidden();
         let end = self.end_position(ids)?;
-        let mut x = self.tokens.gather(ids)?;
+        let mut x = self.tokens.gather(run.dev.memory(), ids)?;
         let positions = self.max_tokens();
         if ids.len() > positions {
             return Err(Error::InvalidArgument(format!(

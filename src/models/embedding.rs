@@ -1,5 +1,6 @@
 //! What the text encoders share: the token table and the fused projections of attention.
 
+use crate::memory::{Buf, HostMemory};
 use crate::ops::{DenseSource, Storage};
 use crate::weights::float::{READABLE, decode};
 use crate::weights::{Checkpoint, Dtype, Numbers};
@@ -8,7 +9,7 @@ use crate::{Error, Result};
 /// A table with a row a token id. It stays on the host, in the precision of its file: a prompt needs
 /// some hundred rows of T5-XXL's 32128.
 pub(super) struct Embedding {
-    bytes: Vec<u8>,
+    bytes: Buf<u8>,
     dtype: Dtype,
     /// Of FP8 values; else 1.
     scale: f32,
@@ -17,14 +18,21 @@ pub(super) struct Embedding {
 }
 
 impl Embedding {
-    /// Copies the tensor `name`, `[rows, cols]`.
-    pub(super) fn load(weights: &Checkpoint, name: &str, rows: usize, cols: usize) -> Result<Self> {
+    /// Copies the tensor `name`, `[rows, cols]`, to `memory`.
+    pub(super) fn load(
+        memory: &HostMemory,
+        weights: &Checkpoint,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Self> {
         let tensor = weights.tensor(name, &[rows, cols])?;
         if decode(tensor.dtype, &[]).is_none() {
             return Err(weights.bad(name, format!("has dtype {}; {READABLE}", tensor.dtype)));
         }
         let scale = weights.scale(name)?.unwrap_or(1.0);
-        Ok(Embedding { bytes: tensor.bytes()?.to_vec(), dtype: tensor.dtype, scale, rows, cols })
+        let bytes = Buf::copy_of(memory, &tensor.bytes()?, "a table of tokens")?;
+        Ok(Embedding { bytes, dtype: tensor.dtype, scale, rows, cols })
     }
 
     /// Number of rows.
@@ -37,16 +45,16 @@ impl Embedding {
         self.cols
     }
 
-    /// The rows of `ids`, `[ids.len(), cols]`.
+    /// The rows of `ids`, `[ids.len(), cols]`, in `memory`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if there are no ids, or one has no row.
-    pub(super) fn gather(&self, ids: &[u32]) -> Result<Vec<f32>> {
+    /// [`Error::InvalidArgument`] if there are no ids, or one has no row; [`Error::OutOfHostMemory`].
+    pub(super) fn gather(&self, memory: &HostMemory, ids: &[u32]) -> Result<Buf<f32>> {
         if ids.is_empty() {
             return Err(Error::InvalidArgument("a prompt needs at least one token".into()));
         }
-        let mut gathered = Vec::with_capacity(ids.len() * self.cols);
-        for &id in ids {
+        let mut gathered = Buf::zeroed(memory, ids.len() * self.cols, "a prompt's tokens")?;
+        for (&id, to) in ids.iter().zip(gathered.chunks_exact_mut(self.cols)) {
             let row = id as usize;
             if row >= self.rows {
                 return Err(Error::InvalidArgument(format!(
@@ -56,7 +64,7 @@ impl Embedding {
             }
             let size = self.bytes.len() / self.rows;
             let values = decode(self.dtype, &self.bytes[row * size..][..size]).unwrap_or_default();
-            gathered.extend(values.iter().map(|value| value * self.scale));
+            to.iter_mut().zip(values).for_each(|(to, value)| *to = value * self.scale);
         }
         Ok(gathered)
     }

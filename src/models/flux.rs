@@ -184,7 +184,7 @@ impl<D: Device> Flux<D> {
         text_rows: usize,
         grid: [usize; 2],
     ) -> Result<Sequence<D>> {
-        let rope = rope::table(&self.config.axes_dims_rope, text_rows, grid);
+        let rope = rope::table(run.dev.memory(), &self.config.axes_dims_rope, text_rows, grid)?;
         let text = run.dev.prepare(text, 0..text_rows, Norm::None, run.layer(&self.context_embedder))?;
         Ok(Sequence {
             text: run.dev.linear(&text, run.layer(&self.context_embedder), Activation::None)?,

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::embedding::{Embedding, fuse_rows};
 use crate::lora::{Linear, Run, Sites};
+use crate::memory::{Buf, HostMemory};
 use crate::ops::{Activation, Attention, AwqSource, Device, LinearSource, Mask, Norm, Usage};
 use crate::weights::{Checkpoint, Dtype, Location, PartKind, pack, read_json};
 use crate::{Error, Result};
@@ -150,7 +151,7 @@ impl<D: Device> T5<D> {
         let buckets = config.relative_attention_num_buckets;
         let mut sites = Sites::default();
         Ok(T5 {
-            tokens: Embedding::load(weights, tokens(weights), config.vocab_size, d_model)?,
+            tokens: Embedding::load(dev.memory(), weights, tokens(weights), config.vocab_size, d_model)?,
             distances: Distances {
                 table: weights.f32(DISTANCES, &[buckets, heads])?,
                 heads,
@@ -186,8 +187,9 @@ impl<D: Device> T5<D> {
     /// Encodes the ids of one prompt, padding included, to `[tokens, d_model]`. Ids beyond the
     /// vocabulary and an empty list are [`Error::InvalidArgument`].
     pub fn encode(&self, run: Run<'_, D>, ids: &[u32]) -> Result<D::Tensor> {
-        let mut x = run.dev.upload(&self.tokens.gather(ids)?, self.hidden())?;
-        let bias = run.dev.upload(&self.distances.bias(ids.len())?, ids.len())?;
+        let memory = run.dev.memory();
+        let mut x = run.dev.upload(&self.tokens.gather(memory, ids)?, self.hidden())?;
+        let bias = run.dev.upload(&self.distances.bias(memory, ids.len())?, ids.len())?;
         for layer in &self.layers {
             layer.run(run, &mut x, &bias, ids.len(), self.heads, self.eps)?;
         }
@@ -336,21 +338,19 @@ struct Distances {
 
 impl Distances {
     /// `[heads · tokens, tokens]`: row `head · tokens + query`.
-    fn bias(&self, tokens: usize) -> Result<Vec<f32>> {
-        let len = self.heads.checked_mul(tokens).and_then(|n| n.checked_mul(tokens));
-        let no_memory = || Error::OutOfHostMemory {
-            what: format!("T5's attention bias of {tokens} tokens"),
-            bytes: len.unwrap_or(usize::MAX).saturating_mul(4) as u64,
-        };
-        let mut bias = Vec::new();
-        bias.try_reserve_exact(len.ok_or_else(no_memory)?).map_err(|_| no_memory())?;
+    fn bias(&self, memory: &HostMemory, tokens: usize) -> Result<Buf<f32>> {
+        let len = self.heads.saturating_mul(tokens).saturating_mul(tokens);
+        let what = format_args!("T5's attention bias of {tokens} tokens");
+        let mut bias = Buf::zeroed(memory, len, what)?;
         let before: Vec<usize> = (0..tokens).map(|d| self.bucket(d)).collect();
-        for head in 0..self.heads {
+        for (head, bias) in bias.chunks_exact_mut((tokens * tokens).max(1)).enumerate() {
             let value = |bucket: usize| self.table[bucket * self.heads + head];
             // Of keys from the farthest before the query to the farthest after it: a row is a part of it.
             let after = before.iter().skip(1).map(|bucket| value(self.half + bucket));
             let line: Vec<f32> = before.iter().rev().map(|&bucket| value(bucket)).chain(after).collect();
-            (0..tokens).for_each(|query| bias.extend_from_slice(&line[tokens - 1 - query..][..tokens]));
+            for (query, row) in bias.chunks_exact_mut(tokens).enumerate() {
+                row.copy_from_slice(&line[tokens - 1 - query..][..tokens]);
+            }
         }
         Ok(bias)
     }
@@ -595,8 +595,9 @@ mod tests {
         // Head h: 10 h + bucket. Buckets 0 and 1: at and before the query, 3: after it.
         let table = vec![0.0, 10.0, 1.0, 11.0, 2.0, 12.0, 3.0, 13.0];
         let distances = Distances { table, heads: 2, half: 2, far: 3 };
-        assert_eq!(distances.bias(2).unwrap(), [0.0, 3.0, 1.0, 0.0, 10.0, 13.0, 11.0, 10.0]);
-        assert!(matches!(distances.bias(usize::MAX), Err(Error::OutOfHostMemory { .. })));
+        let memory = HostMemory::default();
+        assert_eq!(distances.bias(&memory, 2).unwrap(), [0.0, 3.0, 1.0, 0.0, 10.0, 13.0, 11.0, 10.0]);
+        assert!(matches!(distances.bias(&memory, usize::MAX), Err(Error::OutOfHostMemory { .. })));
     }
 
     fn refusal(edit: impl FnOnce(&mut Altered)) -> Error {

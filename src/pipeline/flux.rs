@@ -328,13 +328,14 @@ impl<D: Device> Networks<D> {
         pooled: &[f32],
         text: D::Tensor,
         progress: &mut ProgressFn<'_>,
-    ) -> Result<Vec<f32>> {
+    ) -> Result<Buf<f32>> {
         let mut image = self.noise(run, job, pooled, text)?;
         for step in 0..job.request.steps {
             report(progress, Progress::Denoise { step, steps: job.request.steps })?;
             image.step(step)?;
         }
-        Ok(latents::unpack(&run.dev.download(&image.latents)?, self.vae.latent_channels(), job.latent_size))
+        let (channels, packed) = (self.vae.latent_channels(), run.dev.download(&image.latents)?);
+        latents::unpack(run.dev.memory(), &packed, channels, job.latent_size)
     }
 
     /// The image before its first step.
@@ -354,8 +355,11 @@ impl<D: Device> Networks<D> {
         drop(text);
 
         let channels = self.vae.latent_channels();
-        let noise = randn(seed, channels * latent_size[0] * latent_size[1]);
-        let latents = run.dev.upload(&latents::pack(&noise, channels, latent_size), 4 * channels)?;
+        let memory = run.dev.memory();
+        let mut noise = Buf::zeroed(memory, channels * latent_size[0] * latent_size[1], "noise")?;
+        randn(seed, &mut noise);
+        let packed = latents::pack(memory, &noise, channels, latent_size)?;
+        let latents = run.dev.upload(&packed, 4 * channels)?;
         let velocity = run.dev.empty(grid[0] * grid[1], 4 * channels)?;
         Ok(Denoising { flux: &self.flux, run, schedule, sequence, conditioning, latents, velocity })
     }

@@ -1,26 +1,40 @@
 //! Latents as the VAE has them, a vector of channels a pixel, and as the transformer has them, 2x2
 //! pixels a token.
 
+use crate::Result;
+use crate::memory::{Buf, HostMemory};
+
 /// `[channels, height, width]` (the order in which noise is drawn) to patches `[height/2 · width/2, 4 · channels]`,
 /// channel `4c + 2y + x` of a patch being channel `c` of its pixel `(y, x)`. Height and width are even.
-pub(super) fn pack(planes: &[f32], channels: usize, [height, width]: [usize; 2]) -> Vec<f32> {
+pub(super) fn pack(
+    memory: &HostMemory,
+    planes: &[f32],
+    channels: usize,
+    [height, width]: [usize; 2],
+) -> Result<Buf<f32>> {
     debug_assert_eq!(planes.len(), channels * height * width);
-    let mut packed = Vec::with_capacity(planes.len());
+    let mut packed = Buf::zeroed(memory, planes.len(), "latents")?;
+    let mut pairs = packed.as_chunks_mut::<2>().0.iter_mut();
     for (row, column) in patches(height, width) {
         for plane in planes.chunks_exact(height * width) {
-            for y in 0..2 {
+            for (y, pair) in pairs.by_ref().take(2).enumerate() {
                 let start = (2 * row + y) * width + 2 * column;
-                packed.extend_from_slice(&plane[start..start + 2]);
+                pair.copy_from_slice(&plane[start..start + 2]);
             }
         }
     }
-    packed
+    Ok(packed)
 }
 
 /// Patches to pixels: `[height · width, channels]`.
-pub(super) fn unpack(packed: &[f32], channels: usize, [height, width]: [usize; 2]) -> Vec<f32> {
+pub(super) fn unpack(
+    memory: &HostMemory,
+    packed: &[f32],
+    channels: usize,
+    [height, width]: [usize; 2],
+) -> Result<Buf<f32>> {
     debug_assert_eq!(packed.len(), channels * height * width);
-    let mut pixels = vec![0.0; packed.len()];
+    let mut pixels = Buf::zeroed(memory, packed.len(), "latents")?;
     for (patch, (row, column)) in packed.chunks_exact(4 * channels).zip(patches(height, width)) {
         for (y, x) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
             let pixel = (2 * row + y) * width + 2 * column + x;
@@ -29,7 +43,7 @@ pub(super) fn unpack(packed: &[f32], channels: usize, [height, width]: [usize; 2
             }
         }
     }
-    pixels
+    Ok(pixels)
 }
 
 fn patches(height: usize, width: usize) -> impl Iterator<Item = (usize, usize)> {
@@ -38,6 +52,7 @@ fn patches(height: usize, width: usize) -> impl Iterator<Item = (usize, usize)> 
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -46,9 +61,10 @@ mod tests {
         let planes: Vec<f32> = (0..2)
             .flat_map(|c| (0..2).flat_map(move |y| (0..4).map(move |x| (100 * c + 10 * y + x) as f32)))
             .collect();
-        let packed = pack(&planes, 2, [2, 4]);
+        let memory = HostMemory::default();
+        let packed = pack(&memory, &planes, 2, [2, 4]).unwrap();
         assert_eq!(packed[8..], [2.0, 3.0, 12.0, 13.0, 102.0, 103.0, 112.0, 113.0]);
-        let pixels = unpack(&packed, 2, [2, 4]);
+        let pixels = unpack(&memory, &packed, 2, [2, 4]).unwrap();
         assert_eq!(pixels[..4], [0.0, 100.0, 1.0, 101.0]);
         assert_eq!(pixels[14..], [13.0, 113.0]);
     }

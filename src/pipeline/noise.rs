@@ -5,15 +5,16 @@
 //! cosine. Those are the polynomials of the Cephes library, with a fused multiply-add wherever
 //! torch's compiler made one: moving a `mul_add` changes the last bit of one value in a hundred.
 
-/// `torch.randn(count, generator=torch.Generator("cpu").manual_seed(seed))`, in float32: `count`
-/// values of the standard normal distribution. As in torch, only the low 32 bits of `seed` count,
-/// and a shorter draw is not a prefix of a longer one.
-pub fn randn(seed: u64, count: usize) -> Vec<f32> {
+/// `torch.randn(values.len(), generator=torch.Generator("cpu").manual_seed(seed))`, in float32: values of the standard
+/// normal distribution. As in torch, only the low 32 bits of `seed` count, and a shorter draw is not a prefix of a longer
+/// one.
+pub fn randn(seed: u64, values: &mut [f32]) {
     let mut rng = Mt19937::new(seed as u32);
+    let count = values.len();
     if count < BLOCK {
-        return randn_short(&mut rng, count);
+        return randn_short(&mut rng, values);
     }
-    let mut values: Vec<f32> = (0..count).map(|_| rng.uniform_f32()).collect();
+    values.fill_with(|| rng.uniform_f32());
     let whole = count - count % BLOCK;
     values[..whole].chunks_exact_mut(BLOCK).for_each(box_muller);
     if whole < count {
@@ -22,7 +23,6 @@ pub fn randn(seed: u64, count: usize) -> Vec<f32> {
         last.fill_with(|| rng.uniform_f32());
         box_muller(last);
     }
-    values
 }
 
 /// Values that torch transforms together.
@@ -42,15 +42,13 @@ fn box_muller(block: &mut [f32]) {
 }
 
 /// What torch does for fewer than 16 values: Box-Muller in float64, a pair at a time.
-fn randn_short(rng: &mut Mt19937, count: usize) -> Vec<f32> {
-    let mut values = Vec::with_capacity(count + 1);
-    while values.len() < count {
+fn randn_short(rng: &mut Mt19937, values: &mut [f32]) {
+    for pair in values.chunks_mut(2) {
         let angle = std::f64::consts::TAU * rng.uniform_f64();
         let radius = (-2.0 * (-rng.uniform_f64()).ln_1p()).sqrt();
-        values.extend([(radius * angle.cos()) as f32, (radius * angle.sin()) as f32]);
+        let normals = [(radius * angle.cos()) as f32, (radius * angle.sin()) as f32];
+        pair.copy_from_slice(&normals[..pair.len()]);
     }
-    values.truncate(count);
-    values
 }
 
 /// Cephes' `logf` for `x` in `[2⁻²⁴, 1]`: `x = (1 + m) · 2^e` with `1 + m` in `[√½, √2)`, and a
@@ -185,6 +183,12 @@ mod tests {
         }
     }
 
+    fn randn(seed: u64, count: usize) -> Vec<f32> {
+        let mut values = vec![0.0; count];
+        super::randn(seed, &mut values);
+        values
+    }
+
     fn bits(values: &[f32]) -> Vec<u32> {
         values.iter().map(|v| v.to_bits()).collect()
     }
@@ -215,7 +219,7 @@ mod tests {
     #[test]
     fn lengths_and_seeds() {
         for count in [0, 1, 2, 15, 16, 17, 31, 32, 4099] {
-            assert_eq!(randn(3, count).len(), count);
+            assert!(randn(3, count).iter().all(|&value| value != 0.0), "{count} values");
         }
         assert_eq!(randn(7, 64), randn(7 + (1 << 32), 64));
         assert_ne!(randn(7, 64), randn(8, 64));

@@ -1,5 +1,8 @@
 //! Rotary positions of text and image tokens.
 
+use crate::Result;
+use crate::memory::{Buf, HostMemory};
+
 /// Base of the geometric series of frequencies.
 const THETA: f64 = 10_000.0;
 
@@ -8,28 +11,37 @@ const THETA: f64 = 10_000.0;
 ///
 /// Pair `j` of an axis with `dim` channels turns by `position · θ^(-2j/dim)`. The positions of a patch
 /// are (0, row, column); those of text are all zero. Angles are computed in f64, as diffusers does.
-pub(super) fn table(axes: &[usize], text_rows: usize, grid: [usize; 2]) -> Vec<f32> {
+pub(super) fn table(
+    memory: &HostMemory,
+    axes: &[usize],
+    text_rows: usize,
+    grid: [usize; 2],
+) -> Result<Buf<f32>> {
     let text = std::iter::repeat_n([0, 0, 0], text_rows);
     let image = (0..grid[0]).flat_map(|row| (0..grid[1]).map(move |column| [0, row, column]));
-    let mut table = Vec::with_capacity((text_rows + grid[0] * grid[1]) * axes.iter().sum::<usize>());
+    let tokens = text_rows + grid[0] * grid[1];
+    let what = format_args!("the positions of {tokens} tokens");
+    let mut table = Buf::zeroed(memory, tokens * axes.iter().sum::<usize>(), what)?;
+    let mut pairs = table.as_chunks_mut::<2>().0.iter_mut();
     for positions in text.chain(image) {
         for (&dim, position) in axes.iter().zip(positions) {
-            for j in 0..dim / 2 {
+            for (j, pair) in pairs.by_ref().take(dim / 2).enumerate() {
                 let angle = position as f64 * THETA.powf(-2.0 * j as f64 / dim as f64);
-                table.extend([angle.cos() as f32, angle.sin() as f32]);
+                *pair = [angle.cos() as f32, angle.sin() as f32];
             }
         }
     }
-    table
+    Ok(table)
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
     fn text_is_not_rotated_and_patches_turn_by_row_and_column() {
-        let table = table(&[2, 4, 2], 1, [2, 3]);
+        let table = table(&HostMemory::default(), &[2, 4, 2], 1, [2, 3]).unwrap();
         assert_eq!(table.len(), 7 * 8);
         assert_eq!(table[..8], [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0]);
         let last = &table[6 * 8..]; // row 1, column 2

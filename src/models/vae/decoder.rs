@@ -6,6 +6,7 @@ use super::blocks::{GroupNorm, Level, Loader, Mid};
 use super::check_image;
 use super::config::Config;
 use crate::Result;
+use crate::memory::Buf;
 use crate::ops::Device;
 use crate::weights::{Checkpoint, PartKind};
 
@@ -77,8 +78,10 @@ impl<D: Device> Vae<D> {
     pub fn decode(&self, dev: &D, latents: &[f32], size: [usize; 2]) -> Result<D::Tensor> {
         check_image("latents", latents, size, self.config.latent_channels)?;
         let (scale, shift) = (self.config.scaling_factor, self.config.shift_factor());
-        let z: Vec<f32> = latents.iter().map(|x| x / scale + shift).collect();
+        let mut z = Buf::copy_of(dev.memory(), latents, "latents")?;
+        z.iter_mut().for_each(|x| *x = *x / scale + shift);
         let mut x = dev.upload(&z, self.config.latent_channels)?;
+        drop(z);
         if let Some(conv) = &self.post_quant {
             x = dev.conv(&x, size, conv, None)?;
         }

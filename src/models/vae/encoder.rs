@@ -5,6 +5,7 @@ use std::path::Path;
 use super::blocks::{GroupNorm, Level, Loader, Mid};
 use super::check_image;
 use super::config::Config;
+use crate::memory::{Buf, HostMemory};
 use crate::ops::Device;
 use crate::weights::{Checkpoint, PartKind};
 use crate::{Error, Result};
@@ -22,12 +23,12 @@ pub struct VaeEncoder<D: Device> {
 
 /// The normal distribution of an image's latents, before the pipeline's shift and scale:
 /// `[pixels, latent_channels]` each.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Encoded {
     /// The mean.
-    pub mean: Vec<f32>,
+    pub mean: Buf<f32>,
     /// The logarithm of the variance, from -30 to 20.
-    pub logvar: Vec<f32>,
+    pub logvar: Buf<f32>,
 }
 
 impl<D: Device> VaeEncoder<D> {
@@ -91,17 +92,20 @@ impl<D: Device> VaeEncoder<D> {
         if let Some(conv) = &self.quant {
             x = dev.conv(&x, size, conv, None)?;
         }
-        Ok(self.split(&dev.download(&x)?))
+        self.split(dev.memory(), &dev.download(&x)?)
     }
 
     /// Parts each pixel's channels into mean and log variance.
-    fn split(&self, moments: &[f32]) -> Encoded {
+    fn split(&self, memory: &HostMemory, moments: &[f32]) -> Result<Encoded> {
         let channels = self.config.latent_channels;
-        let (mean, logvar): (Vec<_>, Vec<_>) =
-            moments.chunks_exact(2 * channels).map(|pixel| pixel.split_at(channels)).unzip();
-        Encoded {
-            mean: mean.concat(),
-            logvar: logvar.concat().into_iter().map(|v| v.clamp(-30.0, 20.0)).collect(),
+        let half = || Buf::zeroed(memory, moments.len() / 2, "latents");
+        let (mut mean, mut logvar) = (half()?, half()?);
+        let to = mean.chunks_exact_mut(channels).zip(logvar.chunks_exact_mut(channels));
+        for ((mean, logvar), pixel) in to.zip(moments.chunks_exact(2 * channels)) {
+            mean.copy_from_slice(&pixel[..channels]);
+            logvar.copy_from_slice(&pixel[channels..]);
+            logvar.iter_mut().for_each(|v| *v = v.clamp(-30.0, 20.0));
         }
+        Ok(Encoded { mean, logvar })
     }
 }
