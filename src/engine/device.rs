@@ -6,6 +6,8 @@ use crate::device::cpu::Cpu;
 use crate::device::cuda::Cuda;
 use crate::lora::LoraInfo;
 use crate::memory::Buf;
+#[cfg(test)]
+use crate::ops::Cost;
 use crate::ops::Profile;
 use crate::pipeline::flux::{FluxLora, FluxPipeline, Parts, ProgressFn, Request};
 use crate::weights::Checkpoint;
@@ -68,6 +70,15 @@ impl Pipeline {
         match self {
             Pipeline::Cpu(pipeline) => pipeline.generate(request, &on_cpu(loras), progress),
             Pipeline::Cuda(pipeline) => pipeline.generate(request, &on_cuda(loras), progress),
+        }
+    }
+
+    /// `loras` as for [`Self::generate`].
+    #[cfg(test)]
+    pub(super) fn measure(&self, request: &Request<'_>, loras: &[(&LoraWeights, f32)]) -> Result<Cost> {
+        match self {
+            Pipeline::Cpu(pipeline) => pipeline.measure(request, &on_cpu(loras)),
+            Pipeline::Cuda(pipeline) => pipeline.measure(request, &on_cuda(loras)),
         }
     }
 

@@ -4,6 +4,7 @@
 
 mod files;
 mod loras;
+mod memory;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};

@@ -31,7 +31,7 @@ impl Embedding {
             return Err(weights.bad(name, format!("has dtype {}; {READABLE}", tensor.dtype)));
         }
         let scale = weights.scale(name)?.unwrap_or(1.0);
-        let bytes = Buf::copy_of(memory, &tensor.bytes()?, "a table of tokens")?;
+        let bytes = Buf::copy_of(memory, tensor.bytes()?, "a table of tokens")?;
         Ok(Embedding { bytes, dtype: tensor.dtype, scale, rows, cols })
     }
 

@@ -19,7 +19,7 @@ use crate::models::clip::{self, Clip};
 use crate::models::flux::{Conditioning, Flux, Sequence};
 use crate::models::t5::{self, T5};
 use crate::models::vae::{self, Vae};
-use crate::ops::Device;
+use crate::ops::{Cost, Device};
 use crate::weights::flux::FluxWeights;
 use crate::weights::{Checkpoint, Loading, PipelineFolder};
 use crate::{Error, Result};
@@ -232,6 +232,16 @@ impl<D: Device> FluxPipeline<D> {
         self.reserve(&job, &attached, loras)?;
         let (rgb, timings) = self.networks.run(&self.dev, &job, &attached, progress)?;
         Ok((rgb, Timings { encode: tokenize + timings.encode, ..timings }))
+    }
+
+    /// What [`Self::generate`] takes, without making an image.
+    ///
+    /// # Errors
+    /// As [`Self::generate`], but for memory of the device.
+    pub fn measure(&self, request: &Request<'_>, loras: &[(&FluxLora<D>, f32)]) -> Result<Cost> {
+        let (attached, job) = (self.networks.attach(loras)?, self.job(request)?);
+        let go_on = &mut |_| ControlFlow::Continue(());
+        self.dev.measure(|dev| self.networks.run(dev, &job, &attached, go_on).map(drop))
     }
 
     fn job<'a>(&self, request: &'a Request<'a>) -> Result<Job<'a>> {

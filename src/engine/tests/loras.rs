@@ -7,7 +7,7 @@ const A: &str = "transformer.transformer_blocks.0.attn.to_q.lora_A.weight";
 const B: &str = "transformer.transformer_blocks.0.attn.to_q.lora_B.weight";
 
 /// A LoRA of one layer of the demo model, whose values are bfloat16 of both signs up to 1/4.
-fn lora() -> Tensors {
+pub(super) fn lora() -> Tensors {
     let tensor = |shape: [usize; 2]| {
         let bytes =
             (0..shape[0] * shape[1]).flat_map(|i| [i as u8 & 0x7f, [0x3e, 0xbe][i % 5 / 3]]).collect();

@@ -1,0 +1,143 @@
+use super::*;
+use crate::engine::device::LoraWeights;
+use crate::memory::tests::Ledger;
+use crate::pipeline::flux::Request;
+use crate::weights::names::tests::file;
+use crate::weights::testing::TempDir;
+
+fn open(ledger: &'static Ledger, threads: usize) -> Context {
+    let memory = ledger.memory();
+    let options = ContextOptions { device: DeviceSelect::Cpu, threads, memory, ..Default::default() };
+    Context::new(options).unwrap()
+}
+
+/// As small as the kernels and the tokenizers of FLUX.1 allow.
+fn sizes() -> RandomSizes {
+    let transformer = FluxConfig {
+        num_layers: 1,
+        num_single_layers: 1,
+        num_attention_heads: 2,
+        joint_attention_dim: 64,
+        pooled_projection_dim: 64,
+        ..FluxConfig::FLUX_1_SCHNELL
+    };
+    RandomSizes { transformer, rank: 16, t5: [1, 1, 64], clip: 1, vae: vec![32, 32] }
+}
+
+fn lora(model: &Model, folder: &TempDir) -> Result<Lora> {
+    Lora::load(model, folder.write("style.safetensors", &file(&loras::lora())))
+}
+
+/// Lets the first allocation of `attempt` fail, then the second, until none is left. Every failure has to be said and to
+/// leave nothing behind; `check` looks at what is still there.
+fn fail_each<T>(ledger: &Ledger, attempt: impl Fn() -> Result<T>, check: impl Fn()) -> (T, u64) {
+    for n in 1.. {
+        let before = {
+            let mut books = ledger.books();
+            books.fail = books.calls + n;
+            books.used
+        };
+        let result = attempt();
+        ledger.books().fail = 0;
+        match result {
+            Ok(value) => return (value, n - 1),
+            Err(Error::OutOfHostMemory { what, bytes }) => assert!(!what.is_empty() && bytes > 0),
+            Err(error) => panic!("allocation {n}: {error}"),
+        }
+        assert_eq!(ledger.books().used, before, "allocation {n} has left something behind");
+        check();
+    }
+    unreachable!("there is always one more number")
+}
+
+#[test]
+fn every_allocation_may_fail() {
+    let (ledger, folder) = (Ledger::leaked(), TempDir::new());
+    let context = open(ledger, 2);
+    let (model, loading) = fail_each(ledger, || Model::random(&context, &sizes(), None), || ());
+    let (lora, attaching) = fail_each(ledger, || lora(&model, &folder), || ());
+    let loras = [(lora, 1.0)];
+    let plain = small_picture(&model, &[]).unwrap();
+    let check = || assert!(small_picture(&model, &[]).unwrap() == plain, "the picture has changed");
+    let (with_lora, drawing) = fail_each(ledger, || small_picture(&model, &loras), check);
+    assert!(with_lora != plain);
+    assert!(
+        loading > 100 && attaching > 2 && drawing > 200,
+        "{loading}, {attaching} and {drawing} allocations"
+    );
+
+    assert!(ledger.books().used > 0);
+    drop((loras, model, context));
+    let books = ledger.books();
+    assert_eq!((books.used, books.wrong), (0, 0));
+}
+
+#[test]
+fn memory_comes_back() {
+    let (ledger, folder) = (Ledger::leaked(), TempDir::new());
+    let context = open(ledger, 2);
+    let mut loaded = None;
+    for round in 0..50 {
+        let options = ModelOptions { sources: vec![demo().into()], ..Default::default() };
+        let model = Model::load(&context, &options).unwrap();
+        let lora = lora(&model, &folder).unwrap();
+        if round % 10 == 0 {
+            small_picture(&model, &[(lora.clone(), 0.5)]).unwrap();
+        }
+        let used = ledger.books().used;
+        assert_eq!((*loaded.get_or_insert(used), context.memory.used()), (used, used), "round {round}");
+        drop((model, lora));
+        assert_eq!(ledger.books().used, 0, "round {round}");
+    }
+    assert_eq!(ledger.books().wrong, 0);
+}
+
+/// What a picture takes at the most, counted by whoever gives the memory, is what was said before.
+#[test]
+fn the_peak_of_a_picture_is_known_before() {
+    let folder = TempDir::new();
+    for threads in [1, 3] {
+        let ledger = Ledger::leaked();
+        let context = open(ledger, threads);
+        let model = Model::random(&context, &sizes(), None).unwrap();
+        let lora = lora(&model, &folder).unwrap();
+        let mut costs = Vec::new();
+        for (width, height) in [(32, 16), (96, 64), (32, 16)] {
+            for loras in [&[][..], &[(lora.clone(), 0.5)]] {
+                let request = Request { prompt: "a", width, height, steps: 2, guidance: 0.0, seed: 1 };
+                let weights: Vec<(&LoraWeights, f32)> =
+                    loras.iter().map(|(lora, strength)| (lora.weights(), *strength)).collect();
+                let calls = ledger.books().calls;
+                let cost = model.pipeline().measure(&request, &weights).unwrap();
+                let before = {
+                    let mut books = ledger.books();
+                    assert_eq!(books.calls, calls, "memory was taken to find out how much is needed");
+                    books.peak = books.used;
+                    books.used
+                };
+                drop(
+                    model
+                        .pipeline()
+                        .generate(&request, &weights, &mut |_| ControlFlow::Continue(()))
+                        .unwrap(),
+                );
+                let peak = ledger.books().peak - before;
+                assert_eq!(
+                    (cost.host_bytes, cost.device_bytes),
+                    (peak, 0),
+                    "{width} x {height}, {threads} threads"
+                );
+                costs.push(peak);
+            }
+        }
+        assert!(costs[0] < costs[2] && costs[..2] == costs[4..], "{costs:?}");
+    }
+}
+
+fn small_picture(model: &Model, loras: &[(Lora, f32)]) -> Result<Vec<u8>> {
+    let mut pixels = vec![0; 32 * 16 * 3];
+    let mut image = ImageMut::new(&mut pixels, PixelFormat::Rgb8, 32, 16, 0, false)?;
+    let params = GenerateParams { prompt: "a", width: 32, height: 16, steps: 2, loras, ..Default::default() };
+    model.generate(&params, &mut image, &mut |_| ControlFlow::Continue(()))?;
+    Ok(pixels)
+}
