@@ -198,9 +198,75 @@
 #define SVDQ_IMAGE_BOTTOM_UP 1
 
 /**
+ * The job waits for its turn.
+ */
+#define SVDQ_JOB_QUEUED 0
+
+/**
+ * The job runs.
+ */
+#define SVDQ_JOB_RUNNING 1
+
+/**
+ * The job is done: its picture or model is there.
+ */
+#define SVDQ_JOB_DONE 2
+
+/**
+ * The job was cancelled before it was done.
+ */
+#define SVDQ_JOB_CANCELLED 3
+
+/**
+ * The job failed: svdq_job_error says why.
+ */
+#define SVDQ_JOB_FAILED 4
+
+/**
+ * The job has not begun, or has ended.
+ */
+#define SVDQ_PHASE_NONE 0
+
+/**
+ * The model is loaded.
+ */
+#define SVDQ_PHASE_LOAD 1
+
+/**
+ * The prompt is encoded.
+ */
+#define SVDQ_PHASE_ENCODE 2
+
+/**
+ * The picture is denoised, step by step.
+ */
+#define SVDQ_PHASE_DENOISE 3
+
+/**
+ * Latents become pixels.
+ */
+#define SVDQ_PHASE_DECODE 4
+
+/**
+ * The finished picture.
+ */
+#define SVDQ_JOB_IMAGE 0
+
+/**
+ * The newest preview.
+ */
+#define SVDQ_JOB_PREVIEW 1
+
+/**
  * What models are loaded into: a device and its threads. Independent of every other context.
  */
 typedef struct svdq_context svdq_context;
+
+/**
+ * A picture that is made, or a model that is loaded, in a thread of the library's. A context has one
+ * thread for pictures and one for loads, each of which does one job after the other.
+ */
+typedef struct svdq_job svdq_job;
 
 /**
  * A LoRA that is loaded for one model.
@@ -211,6 +277,11 @@ typedef struct svdq_lora svdq_lora;
  * A loaded model.
  */
 typedef struct svdq_model svdq_model;
+
+/**
+ * A prompt that is encoded for one model.
+ */
+typedef struct svdq_prompt svdq_prompt;
 
 /**
  * What a call came to: 0 is success, negative is an error. Numbers never change meaning.
@@ -558,9 +629,9 @@ typedef struct svdq_generate_params {
    */
   float guidance;
   /**
-   * 0.
+   * Elements of loras, at most 64.
    */
-  uint32_t reserved;
+  uint32_t lora_count;
   /**
    * The same seed gives the same picture. It is the seed of torch.Generator("cpu") in diffusers.
    */
@@ -570,18 +641,97 @@ typedef struct svdq_generate_params {
    */
   const char *prompt;
   /**
+   * NULL: encoded prompts are not supported yet.
+   */
+  const struct svdq_prompt *encoded;
+  /**
    * lora_count LoRAs to use, or NULL for none. Their order has no meaning.
    */
   const struct svdq_lora_ref *loras;
   /**
-   * Elements of loras, at most 64.
+   * NULL: images to start from are not supported yet.
    */
-  uint32_t lora_count;
+  const struct svdq_image *init;
   /**
    * 0.
    */
-  uint32_t reserved2;
+  float init_strength;
+  /**
+   * 0: previews are not supported yet.
+   */
+  uint32_t preview_every;
 } svdq_generate_params;
+
+/**
+ * How far a job is.
+ */
+typedef struct svdq_job_status {
+  /**
+   * sizeof(svdq_job_status), set by the caller.
+   */
+  uint32_t struct_size;
+  /**
+   * SVDQ_JOB_QUEUED to SVDQ_JOB_FAILED. The last three are the end: nothing changes afterwards.
+   */
+  uint32_t state;
+  /**
+   * SVDQ_PHASE_*.
+   */
+  uint32_t phase;
+  /**
+   * Denoising steps that are done.
+   */
+  uint32_t step;
+  /**
+   * Denoising steps of the picture. 0: the job loads a model.
+   */
+  uint32_t steps;
+  /**
+   * 0 to 1, never less than before. 1 only when the job is done.
+   */
+  float fraction;
+  /**
+   * SVDQ_PENDING until the job has ended; then what it came to.
+   */
+  svdq_result result;
+  /**
+   * Grows with every new preview. 0: there is none yet.
+   */
+  uint32_t preview_serial;
+  /**
+   * Pixels of a preview. 0: there is none yet.
+   */
+  uint32_t preview_width;
+  /**
+   * Pixels of a preview. 0: there is none yet.
+   */
+  uint32_t preview_height;
+  /**
+   * Milliseconds before the job's turn came. This and the following are written when their phase
+   * ends.
+   */
+  double queue_ms;
+  /**
+   * Milliseconds in SVDQ_PHASE_LOAD.
+   */
+  double load_ms;
+  /**
+   * Milliseconds in SVDQ_PHASE_ENCODE.
+   */
+  double encode_ms;
+  /**
+   * Milliseconds in SVDQ_PHASE_DENOISE.
+   */
+  double denoise_ms;
+  /**
+   * Milliseconds in SVDQ_PHASE_DECODE.
+   */
+  double decode_ms;
+  /**
+   * The picture's seed.
+   */
+  uint64_t seed;
+} svdq_job_status;
 
 /**
  * The call did what it says.
@@ -772,7 +922,23 @@ SVDQ_API svdq_result svdq_context_params_init(struct svdq_context_params *params
 SVDQ_API svdq_result svdq_context_create(const struct svdq_context_params *params, struct svdq_context **out);
 
 /**
- * Releases a context. Its models stay usable. NULL is allowed.
+ * Ends everything that a context does: cancels all jobs and all blocking calls, refuses new ones with
+ * SVDQ_ERR_SHUTTING_DOWN, and waits until none runs. After success no thread and no callback of this
+ * context runs any more, so that the program may unload the library or end. Handles are to be released
+ * as ever, before or after. A second call finds nothing to do.
+ *
+ * timeout_ms: milliseconds to wait at most. 0: not at all. UINT32_MAX: without end.
+ *
+ * Returns SVDQ_PENDING if something still runs after timeout_ms: call it again.
+ *
+ * Errors: SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any, and several at a time; not from a callback of this context.
+ * Since 0.1.
+ */
+SVDQ_API svdq_result svdq_context_shutdown(struct svdq_context *context, uint32_t timeout_ms);
+
+/**
+ * Releases a context. Its models stay usable, and its jobs go on. NULL is allowed.
  *
  * Threads: any, once no other call uses this handle.
  * Since 0.1.
@@ -903,14 +1069,137 @@ svdq_result svdq_generate_params_init(const struct svdq_model *model,
  * failure.
  *
  * Errors: SVDQ_ERR_BUFFER_TOO_SMALL, SVDQ_ERR_OUT_OF_HOST_MEMORY, SVDQ_ERR_OUT_OF_DEVICE_MEMORY (before
- * anything ran), SVDQ_ERR_DEVICE_LOST, SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT.
- * Threads: any; calls for the same model take turns.
+ * anything ran), SVDQ_ERR_DEVICE_LOST, SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT. After
+ * svdq_context_shutdown SVDQ_ERR_SHUTTING_DOWN, or SVDQ_ERR_CANCELLED if it ran already.
+ * Threads: any; calls and jobs of the same model take turns, in the order in which they came.
  * Since 0.1.
  */
 SVDQ_API
 svdq_result svdq_generate(struct svdq_model *model,
                           const struct svdq_generate_params *params,
                           const struct svdq_image *out);
+
+/**
+ * Makes a picture in the background. Returns at once; the picture is the one that svdq_generate would
+ * make. Jobs of a context run one after the other, and take turns with svdq_generate at their model.
+ *
+ * model: may be released before the job ends.
+ * params: what to generate. Nothing of it is needed after the call: strings, LoRA handles and pixels
+ * are copied.
+ * out: receives the job, or NULL on failure. Release it with svdq_job_release.
+ *
+ * Errors: SVDQ_ERR_SHUTTING_DOWN, SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT. Others that
+ * svdq_generate has are the job's result.
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API
+svdq_result svdq_job_submit(struct svdq_model *model,
+                            const struct svdq_generate_params *params,
+                            struct svdq_job **out);
+
+/**
+ * Loads a model in the background. Returns at once; svdq_job_take_model has the model when the job is
+ * done. Pictures are made meanwhile.
+ *
+ * context: may be released before the job ends.
+ * params: what to load. Nothing of it is needed after the call, but the memory and the callbacks that
+ * its sources point to, which have to stay until the job has ended.
+ * out: receives the job, or NULL on failure. Release it with svdq_job_release.
+ *
+ * Errors: SVDQ_ERR_SHUTTING_DOWN, SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT. Others that
+ * svdq_model_load has are the job's result.
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API
+svdq_result svdq_job_submit_load(struct svdq_context *context,
+                                 const struct svdq_model_params *params,
+                                 struct svdq_job **out);
+
+/**
+ * Says how far a job is. Never waits: call it every frame.
+ *
+ * status: its struct_size must be set. Not written on failure.
+ *
+ * Errors: SVDQ_ERR_INVALID_ARGUMENT. A job that failed is none: see svdq_job_status.result.
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API svdq_result svdq_job_poll(const struct svdq_job *job, struct svdq_job_status *status);
+
+/**
+ * Waits until a job has ended.
+ *
+ * timeout_ms: milliseconds to wait at most. 0: not at all. UINT32_MAX: without end.
+ *
+ * Returns the job's result, and SVDQ_PENDING if it still runs after timeout_ms.
+ *
+ * Errors: those of the job, SVDQ_ERR_CANCELLED, SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any, and several at a time.
+ * Since 0.1.
+ */
+SVDQ_API svdq_result svdq_job_wait(const struct svdq_job *job, uint32_t timeout_ms);
+
+/**
+ * Asks a job to stop. Does not wait: a job whose turn has not come has ended when this returns, one
+ * that runs ends within a step. Either ends as SVDQ_JOB_CANCELLED. Success also if it had ended before,
+ * which changes nothing. The model stays as it was and may be used at once.
+ *
+ * Errors: SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any, at any time.
+ * Since 0.1.
+ */
+SVDQ_API svdq_result svdq_job_cancel(struct svdq_job *job);
+
+/**
+ * Writes why a job failed, in one line of English. Empty unless it failed or was cancelled.
+ *
+ * buf, cap, needed: as for every string out, see the top of this file.
+ *
+ * Errors: SVDQ_ERR_BUFFER_TOO_SMALL, SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API svdq_result svdq_job_error(const struct svdq_job *job, char *buf, size_t cap, size_t *needed);
+
+/**
+ * Copies a picture out of a job, any number of times.
+ *
+ * which: SVDQ_JOB_IMAGE for the finished picture, whose size out has to have. SVDQ_JOB_PREVIEW for the
+ * newest preview, whose size svdq_job_status has; it stays when the job has ended.
+ * out: where to. Its pixels are not written on failure.
+ *
+ * Errors: SVDQ_ERR_BUSY until the picture is done, or while there is no preview yet. Those of the job,
+ * if it failed. SVDQ_ERR_BUFFER_TOO_SMALL, SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API
+svdq_result svdq_job_read_image(const struct svdq_job *job,
+                                uint32_t which,
+                                const struct svdq_image *out);
+
+/**
+ * Takes the model that a job has loaded. A job gives it once.
+ *
+ * out: receives the model, or NULL on failure. Release it with svdq_model_release.
+ *
+ * Errors: SVDQ_ERR_BUSY until the job has ended; its own, if it failed. SVDQ_ERR_INVALID_ARGUMENT, also
+ * when the model was taken before.
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API svdq_result svdq_job_take_model(struct svdq_job *job, struct svdq_model **out);
+
+/**
+ * Releases a job, with its picture, or its model unless that was taken. Cancels a job that has not
+ * ended; does not wait for it. NULL is allowed.
+ *
+ * Threads: any, once no other call uses this handle.
+ * Since 0.1.
+ */
+SVDQ_API void svdq_job_release(struct svdq_job *job);
 
 #ifdef __cplusplus
 }  // extern "C"

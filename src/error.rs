@@ -1,5 +1,6 @@
 //! What can go wrong, each kind with the stable code that the C API returns.
 
+use std::any::Any;
 use std::path::PathBuf;
 
 /// The result of everything in this library that can fail.
@@ -31,6 +32,9 @@ pub enum Error {
     /// The context was shut down and starts nothing new.
     #[error("the context was shut down")]
     ShuttingDown,
+    /// What a job came to; several may ask for it.
+    #[error(transparent)]
+    Job(std::sync::Arc<Error>),
     /// The input is well-formed, but asks for something this build does not do.
     #[error("{0}")]
     Unsupported(String),
@@ -132,6 +136,13 @@ impl Error {
             std::io::ErrorKind::NotFound => Error::NotFound { path, what: "no such file or folder".into() },
             _ => Error::Io { path, source },
         }
+    }
+
+    /// An [`Error::Internal`] for a panic that was caught.
+    pub(crate) fn panic(payload: &(dyn Any + Send)) -> Self {
+        let text = payload.downcast_ref::<&str>().copied();
+        let text = text.or(payload.downcast_ref::<String>().map(String::as_str));
+        Error::Internal(text.unwrap_or("panic").to_owned())
     }
 
     /// An [`Error::BadFormat`] for `path`.

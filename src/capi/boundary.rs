@@ -4,7 +4,6 @@
 //! is the caller's promise, made by the header: a pointer that is not NULL points to as much memory
 //! as its type, its `struct_size` or the capacity beside it says.
 
-use std::any::Any;
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char};
 use std::mem::{MaybeUninit, size_of};
@@ -25,22 +24,24 @@ thread_local! {
 /// Runs the body of an exported function: errors and panics become a result, and their text is kept
 /// for `svdq_last_error`.
 pub(super) fn guard(body: impl FnOnce() -> Result<()>) -> svdq_result {
-    let Err(error) = catch(body) else { return SVDQ_OK };
-    // The text is dropped when the thread is so far gone that it has no locals.
-    let _ = LAST_ERROR.try_with(|text| text.replace(error.to_string()));
-    code(&error)
+    guard_code(|| body().map(|()| SVDQ_OK))
+}
+
+/// As [`guard`], for a body that may come to a result which is no error either, such as
+/// [`super::SVDQ_PENDING`].
+pub(super) fn guard_code(body: impl FnOnce() -> Result<svdq_result>) -> svdq_result {
+    catch(body).unwrap_or_else(|error| {
+        // The text is dropped when the thread is so far gone that it has no locals.
+        let _ = LAST_ERROR.try_with(|text| text.replace(error.to_string()));
+        code(&error)
+    })
 }
 
 /// `body`'s outcome; a panic is [`Error::Internal`].
-pub(super) fn catch(body: impl FnOnce() -> Result<()>) -> Result<()> {
+pub(super) fn catch<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     // A body that panics leaves nothing half done at this level: it owns what it makes, and writes to
     // the caller's structs last. What it shares with other calls lies behind locks of the engine.
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(Error::Internal(panic_text(&*panic))))
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("panic").to_owned()
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(Error::panic(&*panic)))
 }
 
 /// The text of the last error in this thread.

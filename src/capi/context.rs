@@ -3,8 +3,9 @@
 use std::ffi::{CString, c_char, c_void};
 use std::ptr;
 
-use super::boundary::{Sized32, guard, make_handle, read_struct, release, write_struct};
-use super::{SVDQ_VERSION_MAJOR, SVDQ_VERSION_NUMBER, svdq_result};
+use super::boundary::{Sized32, guard, guard_code, handle, make_handle, read_struct, release, write_struct};
+use super::job::timeout;
+use super::{SVDQ_OK, SVDQ_PENDING, SVDQ_VERSION_MAJOR, SVDQ_VERSION_NUMBER, svdq_result};
 use crate::engine::{Context, ContextOptions, DeviceSelect, Log, Priority};
 use crate::{Error, Result};
 
@@ -145,7 +146,28 @@ pub unsafe extern "C" fn svdq_context_create(
     guard(|| unsafe { make_handle(out, create) })
 }
 
-/// Releases a context. Its models stay usable. NULL is allowed.
+/// Ends everything that a context does: cancels all jobs and all blocking calls, refuses new ones with
+/// SVDQ_ERR_SHUTTING_DOWN, and waits until none runs. After success no thread and no callback of this
+/// context runs any more, so that the program may unload the library or end. Handles are to be released
+/// as ever, before or after. A second call finds nothing to do.
+///
+/// timeout_ms: milliseconds to wait at most. 0: not at all. UINT32_MAX: without end.
+///
+/// Returns SVDQ_PENDING if something still runs after timeout_ms: call it again.
+///
+/// Errors: SVDQ_ERR_INVALID_ARGUMENT.
+/// Threads: any, and several at a time; not from a callback of this context.
+/// Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn svdq_context_shutdown(context: *mut svdq_context, timeout_ms: u32) -> svdq_result {
+    guard_code(|| {
+        // SAFETY: `context` is as the header demands.
+        let context = unsafe { &handle(context, "context")?.0 };
+        Ok(if context.shut_down(timeout(timeout_ms)) { SVDQ_OK } else { SVDQ_PENDING })
+    })
+}
+
+/// Releases a context. Its models stay usable, and its jobs go on. NULL is allowed.
 ///
 /// Threads: any, once no other call uses this handle.
 /// Since 0.1.

@@ -6,7 +6,7 @@ use std::ptr;
 
 use super::boundary::{Sized32, guard, handle, read_element, read_struct, text, write_struct};
 use super::image::image_mut;
-use super::{svdq_image, svdq_lora_ref, svdq_model, svdq_result};
+use super::{svdq_image, svdq_lora_ref, svdq_model, svdq_prompt, svdq_result};
 use crate::engine::{GenerateParams, Lora};
 use crate::{Error, Result};
 
@@ -24,18 +24,22 @@ pub struct svdq_generate_params {
     pub steps: u32,
     /// Guidance scale, for models that take one. 0: the model's default.
     pub guidance: f32,
-    /// 0.
-    pub reserved: u32,
+    /// Elements of loras, at most 64.
+    pub lora_count: u32,
     /// The same seed gives the same picture. It is the seed of torch.Generator("cpu") in diffusers.
     pub seed: u64,
     /// What the picture shows, UTF-8. Not NULL; "" is a prompt.
     pub prompt: *const c_char,
+    /// NULL: encoded prompts are not supported yet.
+    pub encoded: *const svdq_prompt,
     /// lora_count LoRAs to use, or NULL for none. Their order has no meaning.
     pub loras: *const svdq_lora_ref,
-    /// Elements of loras, at most 64.
-    pub lora_count: u32,
+    /// NULL: images to start from are not supported yet.
+    pub init: *const svdq_image,
     /// 0.
-    pub reserved2: u32,
+    pub init_strength: f32,
+    /// 0: previews are not supported yet.
+    pub preview_every: u32,
 }
 
 // SAFETY: integers, a float and pointers, no padding.
@@ -64,12 +68,14 @@ pub unsafe extern "C" fn svdq_generate_params_init(
             height: info.default_height,
             steps: info.default_steps,
             guidance: info.default_guidance,
-            reserved: 0,
+            lora_count: 0,
             seed: 0,
             prompt: ptr::null(),
+            encoded: ptr::null(),
             loras: ptr::null(),
-            lora_count: 0,
-            reserved2: 0,
+            init: ptr::null(),
+            init_strength: 0.0,
+            preview_every: 0,
         };
         // SAFETY: `params` is as the header demands.
         unsafe { write_struct(params, &defaults) }
@@ -84,8 +90,9 @@ pub unsafe extern "C" fn svdq_generate_params_init(
 /// failure.
 ///
 /// Errors: SVDQ_ERR_BUFFER_TOO_SMALL, SVDQ_ERR_OUT_OF_HOST_MEMORY, SVDQ_ERR_OUT_OF_DEVICE_MEMORY (before
-/// anything ran), SVDQ_ERR_DEVICE_LOST, SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT.
-/// Threads: any; calls for the same model take turns.
+/// anything ran), SVDQ_ERR_DEVICE_LOST, SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT. After
+/// svdq_context_shutdown SVDQ_ERR_SHUTTING_DOWN, or SVDQ_ERR_CANCELLED if it ran already.
+/// Threads: any; calls and jobs of the same model take turns, in the order in which they came.
 /// Since 0.1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn svdq_generate(
@@ -95,30 +102,47 @@ pub unsafe extern "C" fn svdq_generate(
 ) -> svdq_result {
     guard(|| {
         // SAFETY: all three are as the header demands.
-        let (model, params, out) =
-            unsafe { (handle(model, "model")?, read_struct(params)?, read_struct(out)?) };
-        for (name, value) in [("reserved", params.reserved), ("reserved2", params.reserved2)] {
-            if value != 0 {
-                return Err(Error::InvalidArgument(format!("{name} is {value}, not 0")));
-            }
-        }
-        // SAFETY: the LoRAs are as the header demands.
-        let loras = unsafe { loras(&params)? };
-        let request = GenerateParams {
-            // SAFETY: the prompt is as the header demands.
-            prompt: unsafe { text(params.prompt, "prompt")? },
-            width: params.width,
-            height: params.height,
-            steps: params.steps,
-            guidance: params.guidance,
-            seed: params.seed,
-            loras: &loras,
-        };
+        let (model, request, out) =
+            unsafe { (handle(model, "model")?, Request::read(params)?, read_struct(out)?) };
         // SAFETY: the pixels are as the header demands.
         let mut image = unsafe { image_mut(&out)? };
-        model.0.generate(&request, &mut image, &mut |_| ControlFlow::Continue(()))?;
+        model.0.generate(&request.params(), &mut image, &mut |_| ControlFlow::Continue(()))?;
         Ok(())
     })
+}
+
+/// What a `svdq_generate_params` asks for.
+pub(super) struct Request<'a> {
+    params: svdq_generate_params,
+    prompt: &'a str,
+    loras: Vec<(Lora, f32)>,
+}
+
+impl Request<'_> {
+    /// # Safety
+    /// `params` is as the header demands, and its prompt does not change while the request lasts.
+    pub(super) unsafe fn read(params: *const svdq_generate_params) -> Result<Self> {
+        // SAFETY: the caller's promise.
+        let params = unsafe { read_struct(params)? };
+        for (name, given) in [
+            ("encoded", !params.encoded.is_null()),
+            ("init", !params.init.is_null()),
+            ("init_strength", params.init_strength != 0.0),
+            ("preview_every", params.preview_every != 0),
+        ] {
+            if given {
+                return Err(Error::Unsupported(format!("{name} is not supported yet")));
+            }
+        }
+        // SAFETY: the caller's promise.
+        let (loras, prompt) = unsafe { (loras(&params)?, text(params.prompt, "prompt")?) };
+        Ok(Request { params, prompt, loras })
+    }
+
+    pub(super) fn params(&self) -> GenerateParams<'_> {
+        let svdq_generate_params { width, height, steps, guidance, seed, .. } = self.params;
+        GenerateParams { prompt: self.prompt, width, height, steps, guidance, seed, loras: &self.loras }
+    }
 }
 
 /// More at a time are a mistake.

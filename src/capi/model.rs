@@ -176,7 +176,7 @@ pub unsafe extern "C" fn svdq_model_release(model: *mut svdq_model) {
 
 /// # Safety
 /// As [`read_struct`], for `params` and the array that it points to.
-unsafe fn model_options(params: *const svdq_model_params) -> Result<ModelOptions> {
+pub(super) unsafe fn model_options(params: *const svdq_model_params) -> Result<ModelOptions> {
     // SAFETY: the caller's promise.
     let params = unsafe { read_struct(params)? };
     if params.flags & !SVDQ_MODEL_IMAGE_INPUT != 0 {

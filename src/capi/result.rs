@@ -89,6 +89,7 @@ pub(super) fn code(error: &Error) -> svdq_result {
         Error::Cancelled => SVDQ_ERR_CANCELLED,
         Error::Busy(_) => SVDQ_ERR_BUSY,
         Error::ShuttingDown => SVDQ_ERR_SHUTTING_DOWN,
+        Error::Job(error) => code(error),
         Error::Unsupported(_) => SVDQ_ERR_UNSUPPORTED,
         Error::VersionMismatch(_) => SVDQ_ERR_VERSION_MISMATCH,
         Error::Io { .. } => SVDQ_ERR_IO,

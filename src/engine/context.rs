@@ -1,6 +1,9 @@
 //! The device on which models run, and what they share there.
 
+use std::time::Duration;
+
 use super::Log;
+use super::scheduler::Scheduler;
 use crate::device::cuda::{Gpu, Priority};
 use crate::memory::HostMemory;
 use crate::ops::Profile;
@@ -54,6 +57,7 @@ pub struct Context {
     pub(super) gpu: Option<Gpu>,
     log: Log,
     pub(super) memory: HostMemory,
+    scheduler: Scheduler,
 }
 
 impl Context {
@@ -79,7 +83,7 @@ impl Context {
         if let Some(gpu) = &gpu {
             gpu.set_memory_budget(memory_budget);
         }
-        let context = Context { threads, gpu, log, memory };
+        let context = Context { threads, gpu, log, memory, scheduler: Scheduler::new()? };
         context.log.info(format_args!("libsvdq {} on {}", env!("CARGO_PKG_VERSION"), context.describe()));
         Ok(context)
     }
@@ -91,8 +95,23 @@ impl Context {
     }
 
     /// A context on a GPU that is already open.
-    pub fn on(gpu: Gpu) -> Self {
-        Context { threads: 0, gpu: Some(gpu), log: Log::default(), memory: HostMemory::default() }
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the system gives no threads.
+    pub fn on(gpu: Gpu) -> Result<Self> {
+        let (log, memory) = (Log::default(), HostMemory::default());
+        Ok(Context { threads: 0, gpu: Some(gpu), log, memory, scheduler: Scheduler::new()? })
+    }
+
+    /// Ends everything that this context does: cancels all jobs and blocking calls, refuses new ones, and waits until none
+    /// runs and the context's threads have ended, but no longer than `timeout` (`None`: as long as it takes). True when they
+    /// have; else call it again. Models, jobs and LoRAs stay what they are, to be dropped at any time.
+    pub fn shut_down(&self, timeout: Option<Duration>) -> bool {
+        self.scheduler.shut_down(timeout)
+    }
+
+    pub(super) fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
     }
 
     /// How activations of 4-bit layers are quantised unless told otherwise, with NVFP4 weights or with INT4 ones.

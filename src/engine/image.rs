@@ -99,6 +99,18 @@ impl<'a> ImageMut<'a> {
         self.height
     }
 
+    /// # Errors
+    /// [`Error::InvalidArgument`] unless the image is as large as a picture of `width` x `height` pixels.
+    pub(super) fn check_size(&self, width: u32, height: u32) -> Result<()> {
+        if (self.width, self.height) == (width, height) {
+            return Ok(());
+        }
+        let Self { width: own_width, height: own_height, .. } = self;
+        Err(Error::InvalidArgument(format!(
+            "the output image is {own_width}x{own_height} pixels, but the picture has {width}x{height}"
+        )))
+    }
+
     /// Writes tightly packed RGB rows, the top one first.
     pub(super) fn write_rgb8(&mut self, rgb: &[u8]) {
         let row_bytes = self.width as usize * self.format.bytes();

@@ -30,6 +30,7 @@ impl Lora {
     /// [`crate::Error::WrongModel`] if it was made for another model, [`crate::Error::Unsupported`] for LoKr, LoHa,
     /// DoRA and other relatives of LoRAs, [`crate::Error::BadFormat`] for a damaged file.
     pub fn load(model: &Model, source: impl Into<Source>) -> Result<Self> {
+        let _turn = model.scheduler().0.enter(None)?;
         let file = Checkpoint::open(source.into().location())?;
         let (weights, info) = model.pipeline().load_lora(&file)?;
         Ok(Lora(Arc::new(Inner { model: model.clone(), weights, info })))

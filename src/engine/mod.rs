@@ -6,10 +6,12 @@
 mod context;
 mod device;
 mod image;
+mod job;
 mod log;
 mod lora;
 mod model;
 mod opened;
+mod scheduler;
 
 pub use crate::device::cuda::Priority;
 pub use crate::ops::{KernelTime, Work};
@@ -17,6 +19,7 @@ pub use crate::pipeline::flux::{Progress, StepTimes, Timings};
 pub use crate::weights::{Loading, RandomSizes, ReadAt, Source};
 pub use context::{Context, ContextOptions, DeviceSelect};
 pub use image::{ImageMut, PixelFormat};
+pub use job::{Job, JobPhase, JobState, JobStatus};
 pub use log::{Level, Log, LogFn};
 pub use lora::{Lora, LoraInfo};
 pub use model::{GenerateParams, Model, ModelInfo, ModelOptions};

@@ -1,12 +1,15 @@
 //! A model on a device, and images made with it.
 
 use std::hint::black_box;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::device::{LoraWeights, Pipeline};
 use super::opened::Opened;
+use super::scheduler::{Key, Scheduler};
 use super::{Context, ImageMut, Lora, StepTimes, Timings};
+use crate::memory::Buf;
 use crate::ops::Profile;
 use crate::pipeline::flux::{Parts, ProgressFn, Request};
 use crate::weights::random::{RandomParts, RandomSizes};
@@ -85,8 +88,9 @@ struct Inner {
     info: ModelInfo,
     profile: Profile,
     image_input: bool,
-    /// One image at a time: a second caller waits.
-    running: Mutex<()>,
+    scheduler: Scheduler,
+    /// One image at a time: others wait.
+    key: Key,
 }
 
 impl Model {
@@ -96,14 +100,15 @@ impl Model {
     /// # Errors
     /// Names the file, and the tensor or key in it, that is missing, broken or contradicts another.
     pub fn load(context: &Context, options: &ModelOptions) -> Result<Self> {
-        Self::load_with(context, options, &Loading::new(Cancel::default(), context.memory.clone()))
+        let turn = context.scheduler().enter(None)?;
+        Self::load_with(context, options, &Loading::new(turn.cancel().clone(), context.memory.clone()))
     }
 
-    /// As [`Model::load`], as the load that `loading` can cancel and knows the progress of.
+    /// As [`Model::load`], as the load that `loading` can cancel and knows the progress of, whose turn it is.
     ///
     /// # Errors
     /// As [`Model::load`]; [`Error::Cancelled`].
-    pub fn load_with(context: &Context, options: &ModelOptions, loading: &Loading) -> Result<Self> {
+    pub(super) fn load_with(context: &Context, options: &ModelOptions, loading: &Loading) -> Result<Self> {
         let opened = Opened::find(&options.sources, loading)?;
         Self::of_parts(context, options, &opened.parts(), &opened.defaults())
     }
@@ -170,7 +175,8 @@ impl Model {
         };
         let pipeline = Pipeline::load(context, profile, parts, tokens, &usual)?;
         let image_input = options.image_input;
-        Ok(Model(Arc::new(Inner { pipeline, info, profile, image_input, running: Mutex::new(()) })))
+        let (scheduler, key) = (context.scheduler().clone(), Key::new());
+        Ok(Model(Arc::new(Inner { pipeline, info, profile, image_input, scheduler, key })))
     }
 
     /// Bytes of GPU memory that the model takes: its weights and those of its LoRAs, and the temporaries of its images,
@@ -194,6 +200,11 @@ impl Model {
         0
     }
 
+    /// Where calls wait for their turn at this model.
+    pub(super) fn scheduler(&self) -> (&Scheduler, Key) {
+        (&self.0.scheduler, self.0.key)
+    }
+
     pub(super) fn pipeline(&self) -> &Pipeline {
         &self.0.pipeline
     }
@@ -207,7 +218,7 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] names the parameter that the model cannot do, before anything runs;
-    /// [`Error::Cancelled`] when `progress` breaks.
+    /// [`Error::Cancelled`] when `progress` breaks or the context is shut down.
     pub fn generate(
         &self,
         params: &GenerateParams<'_>,
@@ -215,20 +226,25 @@ impl Model {
         progress: &mut ProgressFn<'_>,
     ) -> Result<Timings> {
         let params = self.resolve(params)?;
-        if (image.width(), image.height()) != (params.width, params.height) {
-            return Err(Error::InvalidArgument(format!(
-                "the output image is {}x{} pixels, but {}x{} are to be generated",
-                image.width(),
-                image.height(),
-                params.width,
-                params.height
-            )));
-        }
-        let (request, loras) = (request(&params), weights(&params));
-        let _running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let (rgb, timings) = self.0.pipeline.generate(&request, &loras, progress)?;
+        image.check_size(params.width, params.height)?;
+        let turn = self.0.scheduler.enter(Some(self.0.key))?;
+        let (rgb, timings) = self.make(&params, turn.cancel(), progress)?;
         image.write_rgb8(&rgb);
         Ok(timings)
+    }
+
+    /// Makes an image, as 8-bit RGB, row by row from the top. `params` are resolved, and it is the caller's turn.
+    pub(super) fn make(
+        &self,
+        params: &GenerateParams<'_>,
+        cancel: &Cancel,
+        progress: &mut ProgressFn<'_>,
+    ) -> Result<(Buf<u8>, Timings)> {
+        let mut progress = |at| match cancel.check() {
+            Ok(()) => progress(at),
+            Err(_) => ControlFlow::Break(()),
+        };
+        self.0.pipeline.generate(&request(params), &weights(params), &mut progress)
     }
 
     /// Measures the steps of an image, without making it.
@@ -237,7 +253,7 @@ impl Model {
     /// As [`Self::generate`].
     pub fn time_steps(&self, params: &GenerateParams<'_>) -> Result<StepTimes> {
         let params = self.resolve(params)?;
-        let _running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.0.scheduler.enter(Some(self.0.key))?;
         self.0.pipeline.time_steps(&request(&params), &weights(&params))
     }
 

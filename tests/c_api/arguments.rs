@@ -120,6 +120,26 @@ fn every_function_checks_its_arguments() {
     };
     let lora_twice = [reference, reference];
     let other_model = load_model(&demo);
+    let submit_with = |change: fn(&mut svdq_generate_params)| {
+        let mut out = ptr::dangling_mut();
+        let result = unsafe { svdq_job_submit(model(), &with(picture, change), &mut out) };
+        assert!(out.is_null(), "a handle of a failed call");
+        result
+    };
+    let (mut picture_job, mut failed_job) = (ptr::null_mut(), ptr::null_mut());
+    let nowhere = [self::source(c"/nowhere")];
+    unsafe {
+        ok(svdq_job_submit(model(), &picture, &mut picture_job));
+        ok(svdq_job_wait(picture_job, u32::MAX));
+        ok(svdq_job_submit_load(context, &model_params(&nowhere), &mut failed_job));
+        assert_eq!(svdq_job_wait(failed_job, u32::MAX), SVDQ_ERR_NOT_FOUND);
+    }
+    let status_of_size = |size| {
+        let mut status = svdq_job_status { struct_size: size, steps: 77, ..sized() };
+        let result = unsafe { svdq_job_poll(picture_job, &mut status) };
+        assert_eq!(status.steps, 77, "an output of a failed call");
+        result
+    };
     let bytes = &mut 0u64 as *mut u64;
     let size = &mut 0usize as *mut usize;
     let text = &mut [0 as c_char; 4] as *mut c_char;
@@ -130,6 +150,8 @@ fn every_function_checks_its_arguments() {
     let lora_info = &mut sized::<svdq_lora_info>() as *mut svdq_lora_info;
     let out_lora = &mut ptr::null_mut() as *mut *mut svdq_lora;
     let out_model = &mut ptr::null_mut() as *mut *mut svdq_model;
+    let out_job = &mut ptr::null_mut() as *mut *mut svdq_job;
+    let job_status = &mut sized::<svdq_job_status>() as *mut svdq_job_status;
 
     #[rustfmt::skip]
     #[allow(unused_unsafe, reason = "some calls are closures that are safe")]
@@ -165,6 +187,8 @@ fn every_function_checks_its_arguments() {
         case!(svdq_context_create, "a LUID of 16 bytes", "device_id", create_with(|p| { p.device_select = SVDQ_DEVICE_LUID; p.device_id[8] = 1 })),
         case!(svdq_context_create, "alloc alone", "alloc and free", create_with(|p| p.alloc = Some(no_memory))),
         case!(svdq_context_create, "free alone", "alloc and free", create_with(|p| p.free = Some(forget))),
+        case!(svdq_context_shutdown, "no context", "context is NULL", svdq_context_shutdown(null.cast(), 0)),
+        case!(svdq_context_shutdown, "crooked context", "context", svdq_context_shutdown(crooked(context), 0)),
         case!(svdq_context_release, "NULL", SVDQ_OK, "", { svdq_context_release(null.cast()); SVDQ_OK }),
 
         case!(svdq_model_load, "no out", "out is NULL", svdq_model_load(context, &load, null.cast())),
@@ -261,8 +285,10 @@ fn every_function_checks_its_arguments() {
         case!(svdq_generate, "no image", "svdq_image is NULL", svdq_generate(model(), &picture, ptr::null())),
         case!(svdq_generate, "crooked image", "svdq_image", svdq_generate(model(), &picture, crooked(&image))),
         case!(svdq_generate, "no size", "struct_size is 0", generate_with(|p| p.struct_size = 0)),
-        case!(svdq_generate, "reserved", "reserved is 1", generate_with(|p| p.reserved = 1)),
-        case!(svdq_generate, "reserved2", "reserved2 is 1", generate_with(|p| p.reserved2 = 1)),
+        case!(svdq_generate, "an encoded prompt", SVDQ_ERR_UNSUPPORTED, "encoded", generate_with(|p| p.encoded = ptr::dangling::<u64>().cast())),
+        case!(svdq_generate, "an image to start from", SVDQ_ERR_UNSUPPORTED, "init", generate_with(|p| p.init = ptr::dangling())),
+        case!(svdq_generate, "strength of no image", SVDQ_ERR_UNSUPPORTED, "init_strength", generate_with(|p| p.init_strength = 0.5)),
+        case!(svdq_generate, "previews", SVDQ_ERR_UNSUPPORTED, "preview_every", generate_with(|p| p.preview_every = 1)),
         case!(svdq_generate, "no LoRAs", "loras is NULL", generate_with(|p| p.lora_count = 1)),
         case!(svdq_generate, "crooked LoRAs", "loras", generate_with(|p| (p.loras, p.lora_count) = (ptr::dangling::<u8>().cast(), 1))),
         case!(svdq_generate, "wild number of LoRAs", "lora_count is 4294967295", generate_with(|p| p.lora_count = u32::MAX)),
@@ -293,6 +319,63 @@ fn every_function_checks_its_arguments() {
         case!(svdq_generate, "image of another size", "64", generate_to(|i| (i.width, i.height) = (64, 64))),
         case!(svdq_generate, "small buffer", SVDQ_ERR_BUFFER_TOO_SMALL, "65536 are needed", generate_to(|i| i.capacity -= 1)),
         case!(svdq_generate, "empty buffer", SVDQ_ERR_BUFFER_TOO_SMALL, "pixels holds 0 bytes", generate_to(|i| i.capacity = 0)),
+
+        case!(svdq_job_submit, "no out", "out is NULL", svdq_job_submit(model(), &picture, null.cast())),
+        case!(svdq_job_submit, "crooked out", "out", svdq_job_submit(model(), &picture, crooked(out_job))),
+        case!(svdq_job_submit, "no model", "model is NULL", svdq_job_submit(null.cast(), &picture, out_job)),
+        case!(svdq_job_submit, "crooked model", "model", svdq_job_submit(crooked(model()), &picture, out_job)),
+        case!(svdq_job_submit, "no params", "svdq_generate_params is NULL", svdq_job_submit(model(), ptr::null(), out_job)),
+        case!(svdq_job_submit, "crooked params", "svdq_generate_params", svdq_job_submit(model(), crooked(&picture), out_job)),
+        case!(svdq_job_submit, "no size", "struct_size is 0", submit_with(|p| p.struct_size = 0)),
+        case!(svdq_job_submit, "no prompt", "prompt is NULL", submit_with(|p| p.prompt = ptr::null())),
+        case!(svdq_job_submit, "width no multiple", "127", submit_with(|p| p.width = 127)),
+        case!(svdq_job_submit, "a LoRA of another model", "LoRA 0 is loaded for another model", svdq_job_submit(other_model, &svdq_generate_params { loras: &reference, lora_count: 1, ..picture }, out_job)),
+
+        case!(svdq_job_submit_load, "no out", "out is NULL", svdq_job_submit_load(context, &load, null.cast())),
+        case!(svdq_job_submit_load, "no context", "context is NULL", svdq_job_submit_load(null.cast(), &load, out_job)),
+        case!(svdq_job_submit_load, "crooked context", "context", svdq_job_submit_load(crooked(context), &load, out_job)),
+        case!(svdq_job_submit_load, "no params", "svdq_model_params is NULL", svdq_job_submit_load(context, ptr::null(), out_job)),
+        case!(svdq_job_submit_load, "no sources", "source_count is 0", svdq_job_submit_load(context, &with(load, |p| p.source_count = 0), out_job)),
+        case!(svdq_job_submit_load, "unknown profile", "profile is 4", svdq_job_submit_load(context, &with(load, |p| p.profile = 4), out_job)),
+
+        case!(svdq_job_poll, "no job", "job is NULL", svdq_job_poll(ptr::null(), job_status)),
+        case!(svdq_job_poll, "crooked job", "job", svdq_job_poll(crooked(picture_job), job_status)),
+        case!(svdq_job_poll, "no status", "svdq_job_status is NULL", svdq_job_poll(picture_job, null.cast())),
+        case!(svdq_job_poll, "crooked status", "svdq_job_status", svdq_job_poll(picture_job, crooked(job_status))),
+        case!(svdq_job_poll, "no size", "struct_size is 0", status_of_size(0)),
+        case!(svdq_job_poll, "cut size", "struct_size is 28", status_of_size(28)),
+        case!(svdq_job_poll, "wild size", "struct_size is 4104", status_of_size(4104)),
+
+        case!(svdq_job_wait, "no job", "job is NULL", svdq_job_wait(ptr::null(), u32::MAX)),
+        case!(svdq_job_wait, "crooked job", "job", svdq_job_wait(crooked(picture_job), u32::MAX)),
+        case!(svdq_job_wait, "a load that failed", SVDQ_ERR_NOT_FOUND, "/nowhere", svdq_job_wait(failed_job, u32::MAX)),
+
+        case!(svdq_job_cancel, "no job", "job is NULL", svdq_job_cancel(null.cast())),
+        case!(svdq_job_cancel, "crooked job", "job", svdq_job_cancel(crooked(picture_job))),
+        case!(svdq_job_cancel, "a job that is done", SVDQ_OK, "", svdq_job_cancel(picture_job)),
+
+        case!(svdq_job_error, "no job", "job is NULL", svdq_job_error(ptr::null(), text, 4, size)),
+        case!(svdq_job_error, "crooked job", "job", svdq_job_error(crooked(picture_job), text, 4, size)),
+        case!(svdq_job_error, "no buffer", "buf is NULL", svdq_job_error(picture_job, null.cast(), 4, size)),
+        case!(svdq_job_error, "crooked needed", "needed", svdq_job_error(picture_job, text, 4, crooked(size))),
+        case!(svdq_job_error, "small buffer", SVDQ_ERR_BUFFER_TOO_SMALL, "buf holds 4 bytes", svdq_job_error(failed_job, text, 4, size)),
+        case!(svdq_job_error, "a job that is done", SVDQ_OK, "", svdq_job_error(picture_job, text, 4, size)),
+
+        case!(svdq_job_read_image, "no job", "job is NULL", svdq_job_read_image(ptr::null(), SVDQ_JOB_IMAGE, &image)),
+        case!(svdq_job_read_image, "crooked job", "job", svdq_job_read_image(crooked(picture_job), SVDQ_JOB_IMAGE, &image)),
+        case!(svdq_job_read_image, "no image", "svdq_image is NULL", svdq_job_read_image(picture_job, SVDQ_JOB_IMAGE, ptr::null())),
+        case!(svdq_job_read_image, "crooked image", "svdq_image", svdq_job_read_image(picture_job, SVDQ_JOB_IMAGE, crooked(&image))),
+        case!(svdq_job_read_image, "no such image", "which is 9", svdq_job_read_image(picture_job, 9, &image)),
+        case!(svdq_job_read_image, "image of another size", "64x64", svdq_job_read_image(picture_job, SVDQ_JOB_IMAGE, &with(image, |i| (i.width, i.height) = (64, 64)))),
+        case!(svdq_job_read_image, "small buffer", SVDQ_ERR_BUFFER_TOO_SMALL, "65536 are needed", svdq_job_read_image(picture_job, SVDQ_JOB_IMAGE, &with(image, |i| i.capacity -= 1))),
+        case!(svdq_job_read_image, "a load that failed", SVDQ_ERR_NOT_FOUND, "/nowhere", svdq_job_read_image(failed_job, SVDQ_JOB_IMAGE, &image)),
+
+        case!(svdq_job_take_model, "no job", "job is NULL", svdq_job_take_model(null.cast(), out_model)),
+        case!(svdq_job_take_model, "crooked job", "job", svdq_job_take_model(crooked(picture_job), out_model)),
+        case!(svdq_job_take_model, "no out", "out is NULL", svdq_job_take_model(picture_job, null.cast())),
+        case!(svdq_job_take_model, "of a picture", "makes a picture", svdq_job_take_model(picture_job, out_model)),
+        case!(svdq_job_take_model, "a load that failed", SVDQ_ERR_NOT_FOUND, "/nowhere", svdq_job_take_model(failed_job, out_model)),
+        case!(svdq_job_release, "NULL", SVDQ_OK, "", { svdq_job_release(null.cast()); SVDQ_OK }),
     ];
 
     for (function, wrong, expected, text, call) in &cases {
@@ -316,7 +399,13 @@ fn every_function_checks_its_arguments() {
         BTreeSet::from_iter(declared_functions()),
         "functions in this table and in the header"
     );
-    unsafe { (svdq_lora_release(lora), svdq_model_release(other_model), svdq_context_release(context)) };
+    unsafe {
+        svdq_job_release(picture_job);
+        svdq_job_release(failed_job);
+        svdq_lora_release(lora);
+        svdq_model_release(other_model);
+        svdq_context_release(context);
+    }
 }
 
 /// Two sources, of which the second is the transformer, in an array of a newer header's elements.

@@ -43,10 +43,15 @@ fn layouts() -> Vec<Layout> {
         }
         svdq_image { struct_size, format, width, height, row_stride, flags, reserved, pixels, capacity }
         svdq_generate_params {
-            struct_size, width, height, steps, guidance, reserved, seed, prompt, loras, lora_count, reserved2
+            struct_size, width, height, steps, guidance, lora_count, seed, prompt, encoded, loras, init,
+            init_strength, preview_every
         }
         svdq_lora_info { struct_size, rank, modules, unused_tensors, control_channels }
         svdq_lora_ref { struct_size, strength, lora }
+        svdq_job_status {
+            struct_size, state, phase, step, steps, fraction, result, preview_serial, preview_width,
+            preview_height, queue_ms, load_ms, encode_ms, denoise_ms, decode_ms, seed
+        }
     }
 }
 

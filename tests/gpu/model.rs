@@ -13,7 +13,7 @@ use crate::support::Devices;
 /// The demo model on the CPU, or on a GPU.
 pub(crate) fn load(gpu: Option<&Gpu>, transformer: Option<&str>, profile: Profile) -> Model {
     let context = match gpu {
-        Some(gpu) => Context::on(gpu.clone()),
+        Some(gpu) => Context::on(gpu.clone()).unwrap(),
         None => Context::new(ContextOptions { device: DeviceSelect::Cpu, ..Default::default() }).unwrap(),
     };
     let sources = std::iter::once("assets/demo").chain(transformer).map(Into::into).collect();

@@ -1,0 +1,4 @@
+//! Prompts.
+
+/// A prompt that is encoded for one model.
+pub struct svdq_prompt(());

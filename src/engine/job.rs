@@ -1,0 +1,390 @@
+//! Work in the background: a picture that is made, or a model that is loaded, while the program goes on.
+
+use std::fmt;
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::scheduler::{Lane, Place, Turn, Work};
+use super::{Context, GenerateParams, ImageMut, Lora, Model, ModelOptions, Progress};
+use crate::memory::{Buf, HostMemory};
+use crate::weights::Loading;
+use crate::{Cancel, Error, Result};
+
+/// Work that a context does in a thread of its own. All calls but [`Self::wait`] return at once, and all may be made from
+/// any thread. Dropping a job cancels it.
+pub struct Job {
+    shared: Arc<Shared>,
+    place: Place,
+}
+
+/// Where a job is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum JobState {
+    /// It waits for its turn.
+    #[default]
+    Queued,
+    /// It runs.
+    Running,
+    /// It is done, and its result is there.
+    Done,
+    /// It was cancelled before it was done.
+    Cancelled,
+    /// It failed.
+    Failed,
+}
+
+/// What a job does at the moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum JobPhase {
+    /// Nothing: it has not begun, or it has ended.
+    #[default]
+    None,
+    /// A model's weights are read.
+    Load,
+    /// The prompt is encoded.
+    Encode,
+    /// The image is denoised, step by step.
+    Denoise,
+    /// Latents become pixels.
+    Decode,
+}
+
+/// How far a job is, and what it took so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct JobStatus {
+    /// Where it is.
+    pub state: JobState,
+    /// What it does.
+    pub phase: JobPhase,
+    /// Denoising steps that are done.
+    pub step: u32,
+    /// Denoising steps of the picture; 0 for a load.
+    pub steps: u32,
+    /// 0 to 1; it never shrinks, and is 1 only when the job is done.
+    pub fraction: f32,
+    /// Time before its turn came.
+    pub queue: Duration,
+    /// Time of [`JobPhase::Load`].
+    pub load: Duration,
+    /// Time of [`JobPhase::Encode`].
+    pub encode: Duration,
+    /// Time of [`JobPhase::Denoise`].
+    pub denoise: Duration,
+    /// Time of [`JobPhase::Decode`].
+    pub decode: Duration,
+    /// The picture's seed.
+    pub seed: u64,
+}
+
+/// What the handle and the thread that works share.
+struct Shared {
+    cancel: Cancel,
+    /// The progress of a load.
+    loading: Loading,
+    state: Mutex<State>,
+    ended: Condvar,
+}
+
+struct State {
+    status: JobStatus,
+    /// When the present phase began.
+    since: Instant,
+    /// None until it ended.
+    outcome: Option<Outcome>,
+}
+
+type Outcome = std::result::Result<Output, Arc<Error>>;
+
+enum Output {
+    /// 8-bit RGB, row by row from the top.
+    Picture { rgb: Buf<u8>, width: u32, height: u32 },
+    /// None: it was taken.
+    Model(Option<Model>),
+}
+
+impl Job {
+    /// Where the job is. Never waits.
+    pub fn status(&self) -> JobStatus {
+        let mut state = self.shared.state();
+        if state.status.phase == JobPhase::Load {
+            state.status.reach(self.shared.loading.fraction());
+        }
+        state.status
+    }
+
+    /// Waits until the job has ended, however it did; false if `timeout` (`None`: none) ended first.
+    pub fn wait(&self, timeout: Option<Duration>) -> bool {
+        let shared = &self.shared;
+        let state = shared.state();
+        let going_on = |state: &mut State| state.outcome.is_none();
+        let state = match timeout {
+            None => shared.ended.wait_while(state, going_on).unwrap_or_else(PoisonError::into_inner),
+            Some(timeout) => {
+                let wait = shared.ended.wait_timeout_while(state, timeout, going_on);
+                wait.unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+        state.outcome.is_some()
+    }
+
+    /// Asks the job to stop. One that waits for its turn has ended when this returns; one that runs ends soon, as cancelled.
+    /// Does nothing to one that has ended.
+    pub fn cancel(&self) {
+        let state = self.shared.state();
+        // Under the lock: a job that has not ended now, ends as cancelled.
+        self.shared.cancel.cancel();
+        drop(state);
+        self.place.leave();
+    }
+
+    /// What the job came to.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] until it has ended; [`Error::Job`] if it failed or was cancelled.
+    pub fn result(&self) -> Result<()> {
+        self.shared.state().output().map(drop)
+    }
+
+    /// Copies the finished picture.
+    ///
+    /// # Errors
+    /// As [`Self::result`]; [`Error::InvalidArgument`] if `image` is not of the picture's size, or the job loads a model.
+    pub fn read_image(&self, image: &mut ImageMut<'_>) -> Result<()> {
+        let mut state = self.shared.state();
+        let Output::Picture { rgb, width, height } = state.output()? else {
+            return Err(Error::InvalidArgument("the job loads a model, it makes no picture".into()));
+        };
+        image.check_size(*width, *height)?;
+        image.write_rgb8(rgb);
+        Ok(())
+    }
+
+    /// The model that was loaded; the job has none afterwards.
+    ///
+    /// # Errors
+    /// As [`Self::result`]; [`Error::InvalidArgument`] if it was taken before, or the job makes a picture.
+    pub fn take_model(&self) -> Result<Model> {
+        let nothing = match self.shared.state().output()? {
+            Output::Model(model) => match model.take() {
+                Some(model) => return Ok(model),
+                None => "the job's model was taken before",
+            },
+            Output::Picture { .. } => "the job makes a picture, it loads no model",
+        };
+        Err(Error::InvalidArgument(nothing.into()))
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Job").field(&self.status()).finish()
+    }
+}
+
+impl Model {
+    /// Makes a picture in the background: [`Self::generate`] as a job. Everything in `params` is copied.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] names the parameter that the model cannot do; [`Error::ShuttingDown`] after
+    /// [`Context::shut_down`]. What goes wrong later is the job's result.
+    pub fn submit(&self, params: &GenerateParams<'_>) -> Result<Job> {
+        let params = self.resolve(params)?;
+        let picture = Picture {
+            model: self.clone(),
+            prompt: params.prompt.to_owned(),
+            loras: params.loras.to_vec(),
+            params: GenerateParams { prompt: "", loras: &[], ..params },
+        };
+        let status = JobStatus { steps: params.steps, seed: params.seed, ..Default::default() };
+        let (scheduler, key) = self.scheduler();
+        let shared = Shared::new(status, &HostMemory::default());
+        let work = Box::new(Task { what: picture, running: Guard(shared.clone()) });
+        let place = scheduler.submit(Lane::Pictures, Some(key), shared.cancel.clone(), work)?;
+        Ok(Job { shared, place })
+    }
+
+    /// Loads a model in the background: [`Self::load`] as a job.
+    ///
+    /// # Errors
+    /// [`Error::ShuttingDown`] after [`Context::shut_down`]. What goes wrong later is the job's result.
+    pub fn submit_load(context: &Context, options: &ModelOptions) -> Result<Job> {
+        let load = Load { context: context.clone(), options: options.clone() };
+        let shared = Shared::new(JobStatus::default(), &context.memory);
+        let work = Box::new(Task { what: load, running: Guard(shared.clone()) });
+        let place = context.scheduler().submit(Lane::Loads, None, shared.cancel.clone(), work)?;
+        Ok(Job { shared, place })
+    }
+}
+
+impl Shared {
+    fn new(status: JobStatus, memory: &HostMemory) -> Arc<Self> {
+        let cancel = Cancel::default();
+        let loading = Loading::new(cancel.clone(), memory.clone());
+        let state = State { status, since: Instant::now(), outcome: None };
+        Arc::new(Shared { cancel, loading, state: Mutex::new(state), ended: Condvar::new() })
+    }
+
+    /// Locked only to copy, and while nothing can panic.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next phase begins, or a step of it.
+    fn advance(&self, phase: JobPhase, step: u32, fraction: f32) {
+        let mut state = self.state();
+        state.enter(phase);
+        let status = &mut state.status;
+        status.state = JobState::Running;
+        status.step = step;
+        status.reach(fraction);
+    }
+
+    /// Ends the job, unless it has ended. What was asked to stop has not been done, even if it was too late to stop.
+    fn end(&self, mut result: Result<Output>) {
+        let mut state = self.state();
+        if state.outcome.is_some() {
+            return;
+        }
+        while result.is_ok() && self.cancel.check().is_err() {
+            // The output may be a model, which takes a while to drop: outside of the lock, and before anybody is told.
+            drop(state);
+            result = Err(Error::Cancelled);
+            state = self.state();
+        }
+        state.enter(JobPhase::None);
+        state.status.state = match &result {
+            Ok(_) => JobState::Done,
+            Err(Error::Cancelled) => JobState::Cancelled,
+            Err(_) => JobState::Failed,
+        };
+        if result.is_ok() {
+            state.status.fraction = 1.0;
+        }
+        state.outcome = Some(result.map_err(Arc::new));
+        drop(state);
+        self.ended.notify_all();
+    }
+}
+
+impl JobStatus {
+    /// Progress of a job that is not done.
+    fn reach(&mut self, fraction: f32) {
+        self.fraction = self.fraction.max(fraction.min(1.0 - f32::EPSILON));
+    }
+}
+
+impl State {
+    fn output(&mut self) -> Result<&mut Output> {
+        match &mut self.outcome {
+            None => Err(Error::Busy("the job has not ended".into())),
+            Some(Err(error)) => Err(Error::Job(error.clone())),
+            Some(Ok(output)) => Ok(output),
+        }
+    }
+
+    /// Ends the present phase, if `phase` is another.
+    fn enter(&mut self, phase: JobPhase) {
+        let status = &mut self.status;
+        let time = match status.phase {
+            _ if status.state == JobState::Queued => &mut status.queue,
+            same if same == phase => return,
+            JobPhase::Load => &mut status.load,
+            JobPhase::Encode => &mut status.encode,
+            JobPhase::Denoise => &mut status.denoise,
+            JobPhase::Decode => &mut status.decode,
+            JobPhase::None => return,
+        };
+        let now = Instant::now();
+        *time += now - self.since;
+        self.since = now;
+        status.phase = phase;
+    }
+}
+
+/// Ends a job as cancelled that is dropped before it ended.
+struct Guard(Arc<Shared>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.end(Err(Error::Cancelled));
+    }
+}
+
+/// A job in the line. Dropped from there, it gives back its model before it ends.
+struct Task<T> {
+    what: T,
+    running: Guard,
+}
+
+trait Make: Send {
+    fn make(&self, shared: &Shared, turn: &Turn) -> Result<Output>;
+}
+
+impl<T: Make> Work for Task<T> {
+    fn run(self: Box<Self>, turn: Turn) {
+        let Task { what, running: Guard(ref shared) } = *self;
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            let result = what.make(shared, &turn);
+            // Whoever sees that the job has ended may take the next turn, and finds nothing held.
+            drop((what, turn));
+            result
+        }));
+        shared.end(result.unwrap_or_else(|panic| Err(Error::panic(&*panic))));
+    }
+}
+
+struct Picture {
+    model: Model,
+    prompt: String,
+    loras: Vec<(Lora, f32)>,
+    /// Resolved, without prompt and LoRAs.
+    params: GenerateParams<'static>,
+}
+
+/// How much of a picture's time the encoders take, and what is left for the VAE, about.
+const ENCODED: f32 = 0.05;
+const DENOISED: f32 = 0.95;
+
+impl Make for Picture {
+    fn make(&self, shared: &Shared, turn: &Turn) -> Result<Output> {
+        shared.advance(JobPhase::Encode, 0, 0.0);
+        let params = GenerateParams { prompt: &self.prompt, loras: &self.loras, ..self.params.clone() };
+        let mut progress = |at| {
+            match at {
+                Progress::Encode => {}
+                Progress::Denoise { step, steps } => {
+                    let part = step as f32 / steps as f32;
+                    shared.advance(JobPhase::Denoise, step as u32, ENCODED + (DENOISED - ENCODED) * part);
+                }
+                Progress::Decode => shared.advance(JobPhase::Decode, params.steps, DENOISED),
+            }
+            ControlFlow::Continue(())
+        };
+        let (rgb, _) = self.model.make(&params, turn.cancel(), &mut progress)?;
+        Ok(Output::Picture { rgb, width: params.width, height: params.height })
+    }
+}
+
+struct Load {
+    context: Context,
+    options: ModelOptions,
+}
+
+impl Make for Load {
+    fn make(&self, shared: &Shared, turn: &Turn) -> Result<Output> {
+        shared.advance(JobPhase::Load, 0, 0.0);
+        turn.cancel().check()?;
+        Ok(Output::Model(Some(Model::load_with(&self.context, &self.options, &shared.loading)?)))
+    }
+}
+
+#[cfg(test)]
+mod tests;
