@@ -2,6 +2,7 @@
 //!
 //! The header is generated from these modules, whose doc comments therefore speak to C programmers.
 //! `SVDQ_BLESS=1 cargo test --release --test c_api header` writes it anew after a change.
+//! So are the raw bindings for C#: `SVDQ_BLESS=1 cargo test --release --test bindings unity`.
 //!
 //! Every function takes its arguments apart with the helpers of `boundary`, calls the engine and
 //! puts the outcome back; a panic becomes `SVDQ_ERR_INTERNAL`.

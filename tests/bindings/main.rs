@@ -6,4 +6,5 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod support;
+mod unity;
 mod unreal;
