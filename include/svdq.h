@@ -289,6 +289,57 @@ typedef struct svdq_prompt svdq_prompt;
 typedef int32_t svdq_result;
 
 /**
+ * A GPU that the NVIDIA driver offers.
+ */
+typedef struct svdq_device_info {
+  /**
+   * sizeof(svdq_device_info), set by the caller.
+   */
+  uint32_t struct_size;
+  /**
+   * 89 for compute capability 8.9.
+   */
+  uint32_t compute_capability;
+  /**
+   * The product's name, UTF-8, with a NUL at its end.
+   */
+  char name[128];
+  /**
+   * The same on every start, for svdq_context_params.device_id. Vulkan: deviceUUID.
+   */
+  uint8_t uuid[16];
+  /**
+   * For svdq_context_params.device_id. Direct3D: AdapterLuid. Vulkan: deviceLUID.
+   */
+  uint8_t luid[8];
+  /**
+   * 1 when there is a LUID: on Windows.
+   */
+  uint32_t luid_valid;
+  /**
+   * The newest CUDA that the driver knows: 13000 for 13.0.
+   */
+  uint32_t driver_version;
+  /**
+   * In what INT4 checkpoints can run: bit 1 << SVDQ_PROFILE_* for each profile. 0: this library has
+   * no kernels for this GPU.
+   */
+  uint32_t int4_profiles;
+  /**
+   * In what NVFP4 checkpoints can run, likewise.
+   */
+  uint32_t nvfp4_profiles;
+  /**
+   * Bytes.
+   */
+  uint64_t memory_total;
+  /**
+   * Bytes that nobody uses now. 0: there is not even room to ask.
+   */
+  uint64_t memory_free;
+} svdq_device_info;
+
+/**
  * Receives a line of a context's log, in UTF-8 and without a line break; message is gone after the
  * call. Called in any thread that is inside the library, by several at a time, and while no lock is
  * held: it may call the library, but must not release handles. It must not throw.
@@ -897,6 +948,31 @@ SVDQ_API const char *svdq_result_name(svdq_result result);
 SVDQ_API svdq_result svdq_last_error(char *buf, size_t cap, size_t *needed);
 
 /**
+ * Says how many GPUs the NVIDIA driver offers to this process. Computing on the CPU needs none.
+ *
+ * count: receives the number; 0 on failure.
+ *
+ * Errors: SVDQ_ERR_NO_DRIVER, SVDQ_ERR_DRIVER_TOO_OLD, SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API svdq_result svdq_device_count(uint32_t *count);
+
+/**
+ * Describes a GPU. Blocks: the driver has to be asked for the free memory in a CUDA context, which
+ * takes some hundred milliseconds where this process has none on this GPU. None stays.
+ *
+ * index: below svdq_device_count's number, in the driver's order.
+ * info: its struct_size must be set. Not written on failure.
+ *
+ * Errors: SVDQ_ERR_NO_DEVICE, SVDQ_ERR_NO_DRIVER, SVDQ_ERR_DRIVER_TOO_OLD,
+ * SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API svdq_result svdq_device_get_info(uint32_t index, struct svdq_device_info *info);
+
+/**
  * Fills params with the defaults, which are zeros.
  *
  * params: its struct_size must be set.
@@ -939,6 +1015,54 @@ SVDQ_API svdq_result svdq_context_shutdown(struct svdq_context *context, uint32_
 
 /**
  * Releases a context. Its models stay usable, and its jobs go on. NULL is allowed.
+ * Changes how much GPU memory the models of a context may take. Later loads and pictures keep to
+ * it. What is there beyond it is given back if it can be made again, which the next picture does: at
+ * once, or when the picture is done that uses it. Does nothing on the CPU.
+ *
+ * bytes: as svdq_context_params.memory_budget.
+ *
+ * Errors: SVDQ_ERR_MEMORY_BUDGET when the weights on the GPU take more, which the error text says in
+ * bytes: the budget stays what it was. SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API svdq_result svdq_context_set_memory_budget(struct svdq_context *context, uint64_t bytes);
+
+/**
+ * Says what the memory of a context is used for.
+ *
+ * info: its struct_size must be set. Not written on failure.
+ *
+ * Errors: SVDQ_ERR_DEVICE_LOST, SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API
+svdq_result svdq_context_get_memory(const struct svdq_context *context,
+                                    struct svdq_memory_info *info);
+
+/**
+ * Takes the oldest line of the log, for programs that would rather ask than be called. The last 256
+ * lines are kept; a line says how many made room for them.
+ *
+ * level: receives its SVDQ_LOG_*; 0, and an empty text, when there is none, as where
+ * svdq_context_params.log receives the lines.
+ * buf, cap, needed: as for every string out, see the top of this file. A line that does not fit
+ * stays, and so does one of which only the size is asked for.
+ *
+ * Errors: SVDQ_ERR_BUFFER_TOO_SMALL, SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any.
+ * Since 0.1.
+ */
+SVDQ_API
+svdq_result svdq_context_read_log(struct svdq_context *context,
+                                  int32_t *level,
+                                  char *buf,
+                                  size_t cap,
+                                  size_t *needed);
+
+/**
+ * Releases a context. Its models stay usable. NULL is allowed.
  *
  * Threads: any, once no other call uses this handle.
  * Since 0.1.

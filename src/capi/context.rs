@@ -3,10 +3,12 @@
 use std::ffi::{CString, c_char, c_void};
 use std::ptr;
 
-use super::boundary::{Sized32, guard, guard_code, handle, make_handle, read_struct, release, write_struct};
+use super::boundary::{
+    Sized32, guard, guard_code, handle, make_handle, pointer, read_struct, release, write_struct, write_text,
+};
 use super::job::timeout;
 use super::{SVDQ_OK, SVDQ_PENDING, SVDQ_VERSION_MAJOR, SVDQ_VERSION_NUMBER, svdq_result};
-use crate::engine::{Context, ContextOptions, DeviceSelect, Log, Priority};
+use crate::engine::{Context, ContextOptions, DeviceSelect, Log, MemoryInfo, Priority};
 use crate::{Error, Result};
 
 /// What models are loaded into: a device and its threads. Independent of every other context.
@@ -144,6 +146,118 @@ pub unsafe extern "C" fn svdq_context_create(
     };
     // SAFETY: `out` is as the header demands.
     guard(|| unsafe { make_handle(out, create) })
+}
+
+/// Changes how much GPU memory the models of a context may take. Later loads and pictures keep to
+/// it. What is there beyond it is given back if it can be made again, which the next picture does: at
+/// once, or when the picture is done that uses it. Does nothing on the CPU.
+///
+/// bytes: as svdq_context_params.memory_budget.
+///
+/// Errors: SVDQ_ERR_MEMORY_BUDGET when the weights on the GPU take more, which the error text says in
+/// bytes: the budget stays what it was. SVDQ_ERR_INVALID_ARGUMENT.
+/// Threads: any.
+/// Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn svdq_context_set_memory_budget(
+    context: *mut svdq_context,
+    bytes: u64,
+) -> svdq_result {
+    // SAFETY: `context` is as the header demands.
+    guard(|| unsafe { handle(context, "context")?.0.set_memory_budget(bytes) })
+}
+
+/// What the memory of a context is used for, in bytes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct svdq_memory_info {
+    /// sizeof(svdq_memory_info), set by the caller.
+    pub struct_size: u32,
+    /// 0.
+    pub reserved: u32,
+    /// What weights and temporaries take on the GPU. What the driver needs for itself comes on top.
+    /// This and the next three are 0 on the CPU.
+    pub device_used: u64,
+    /// The most that they ever took at a time.
+    pub device_peak: u64,
+    /// What they may take; 0: no limit.
+    pub device_budget: u64,
+    /// What is free on the GPU; other programs take their share of it.
+    pub device_free: u64,
+    /// What weights, activations and pixels take of the host's memory, as svdq_alloc_fn gives it.
+    pub host_used: u64,
+    /// The most that they ever took at a time.
+    pub host_peak: u64,
+}
+
+// SAFETY: integers, no padding.
+unsafe impl Sized32 for svdq_memory_info {
+    const NAME: &'static str = "svdq_memory_info";
+}
+
+/// Says what the memory of a context is used for.
+///
+/// info: its struct_size must be set. Not written on failure.
+///
+/// Errors: SVDQ_ERR_DEVICE_LOST, SVDQ_ERR_INVALID_ARGUMENT.
+/// Threads: any.
+/// Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn svdq_context_get_memory(
+    context: *const svdq_context,
+    info: *mut svdq_memory_info,
+) -> svdq_result {
+    guard(|| {
+        // SAFETY: `context` is as the header demands.
+        let MemoryInfo { gpu, host_used, host_peak } = unsafe { handle(context, "context")?.0.memory()? };
+        let gpu = gpu.unwrap_or_default();
+        let found = svdq_memory_info {
+            struct_size: 0,
+            reserved: 0,
+            device_used: gpu.used,
+            device_peak: gpu.peak,
+            device_budget: gpu.budget,
+            device_free: gpu.free,
+            host_used,
+            host_peak,
+        };
+        // SAFETY: `info` is as the header demands.
+        unsafe { write_struct(info, &found) }
+    })
+}
+
+/// Takes the oldest line of the log, for programs that would rather ask than be called. The last 256
+/// lines are kept; a line says how many made room for them.
+///
+/// level: receives its SVDQ_LOG_*; 0, and an empty text, when there is none, as where
+/// svdq_context_params.log receives the lines.
+/// buf, cap, needed: as for every string out, see the top of this file. A line that does not fit
+/// stays, and so does one of which only the size is asked for.
+///
+/// Errors: SVDQ_ERR_BUFFER_TOO_SMALL, SVDQ_ERR_INVALID_ARGUMENT.
+/// Threads: any.
+/// Since 0.1.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn svdq_context_read_log(
+    context: *mut svdq_context,
+    level: *mut i32,
+    buf: *mut c_char,
+    cap: usize,
+    needed: *mut usize,
+) -> svdq_result {
+    guard(|| {
+        // SAFETY: `context` is as the header demands.
+        let log = unsafe { handle(context, "context")?.0.log() };
+        let level = pointer(level, "level")?;
+        log.read(|line| {
+            // SAFETY: `level`, `buf` and `needed` are as the header demands.
+            unsafe {
+                level.write(line.map_or(0, |(level, _)| level as i32));
+                write_text(line.map_or("", |(_, text)| text), buf, cap, needed)?;
+            }
+            Ok(!buf.is_null())
+        })
+    })
 }
 
 /// Ends everything that a context does: cancels all jobs and all blocking calls, refuses new ones with

@@ -13,6 +13,7 @@
 
 mod boundary;
 mod context;
+mod device;
 mod generate;
 mod image;
 mod job;
@@ -24,6 +25,7 @@ mod source;
 mod version;
 
 pub use context::*;
+pub use device::*;
 pub use generate::*;
 pub use image::*;
 pub use job::*;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Log;
 use super::scheduler::Scheduler;
-use crate::device::cuda::{Gpu, Priority};
+use crate::device::cuda::{Gpu, GpuMemory, Priority};
 use crate::memory::HostMemory;
 use crate::ops::Profile;
 use crate::{Error, Result};
@@ -49,6 +49,17 @@ pub struct ContextOptions {
     pub memory: HostMemory,
 }
 
+/// What a context's memory is used for.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryInfo {
+    /// On the GPU; `None` on the CPU.
+    pub gpu: Option<GpuMemory>,
+    /// Bytes of the host's memory that grow with files and pictures, from [`ContextOptions::memory`].
+    pub host_used: u64,
+    /// The most that they ever were.
+    pub host_peak: u64,
+}
+
 /// The device on which models run.
 #[derive(Clone)]
 pub struct Context {
@@ -81,17 +92,30 @@ impl Context {
             DeviceSelect::Auto => open_any(priority, &log)?,
         };
         if let Some(gpu) = &gpu {
-            gpu.set_memory_budget(memory_budget);
+            gpu.set_memory_budget(memory_budget)?;
         }
         let context = Context { threads, gpu, log, memory, scheduler: Scheduler::new()? };
         context.log.info(format_args!("libsvdq {} on {}", env!("CARGO_PKG_VERSION"), context.describe()));
         Ok(context)
     }
 
-    /// Bytes of the GPU's memory that models of this context take now, and the most that they ever took; `None` on the
-    /// CPU.
-    pub fn gpu_memory(&self) -> Option<[u64; 2]> {
-        self.gpu.as_ref().map(Gpu::taken_memory)
+    /// What its memory is used for.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`].
+    pub fn memory(&self) -> Result<MemoryInfo> {
+        let gpu = self.gpu.as_ref().map(Gpu::memory).transpose()?;
+        Ok(MemoryInfo { gpu, host_used: self.memory.used(), host_peak: self.memory.peak() })
+    }
+
+    /// Changes [`ContextOptions::memory_budget`]; 0 is no limit, and so is any number on the CPU. What is on the GPU beyond
+    /// it is given back if it can be made again, which the next picture does within the budget: at once, or when the
+    /// picture is done that uses it. What a model keeps where was decided when it was loaded.
+    ///
+    /// # Errors
+    /// [`Error::MemoryBudget`] if the weights on the GPU take more than that; the budget stays what it was.
+    pub fn set_memory_budget(&self, bytes: u64) -> Result<()> {
+        self.gpu.as_ref().map_or(Ok(()), |gpu| gpu.set_memory_budget(bytes))
     }
 
     /// A context on a GPU that is already open.

@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
-use super::Model;
 use super::device::LoraWeights;
+use super::{Model, report};
 use crate::Result;
 pub use crate::lora::LoraInfo;
 use crate::weights::{Checkpoint, Source};
@@ -31,8 +32,10 @@ impl Lora {
     /// DoRA and other relatives of LoRAs, [`crate::Error::BadFormat`] for a damaged file.
     pub fn load(model: &Model, source: impl Into<Source>) -> Result<Self> {
         let _turn = model.scheduler().0.enter(None)?;
+        let start = Instant::now();
         let file = Checkpoint::open(source.into().location())?;
         let (weights, info) = model.pipeline().load_lora(&file)?;
+        report::lora(model.log(), file.path(), &info, start.elapsed());
         Ok(Lora(Arc::new(Inner { model: model.clone(), weights, info })))
     }
 

@@ -11,13 +11,14 @@ mod log;
 mod lora;
 mod model;
 mod opened;
+mod report;
 mod scheduler;
 
-pub use crate::device::cuda::Priority;
+pub use crate::device::cuda::{DeviceInfo, GpuMemory, Priority, device, devices, profiles};
 pub use crate::ops::{KernelTime, Work};
 pub use crate::pipeline::flux::{Progress, StepTimes, Timings};
 pub use crate::weights::{Loading, RandomSizes, ReadAt, Source};
-pub use context::{Context, ContextOptions, DeviceSelect};
+pub use context::{Context, ContextOptions, DeviceSelect, MemoryInfo};
 pub use image::{ImageMut, PixelFormat};
 pub use job::{Job, JobPhase, JobState, JobStatus};
 pub use log::{Level, Log, LogFn};

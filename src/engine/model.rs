@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::device::{LoraWeights, Pipeline};
 use super::opened::Opened;
 use super::scheduler::{Key, Scheduler};
-use super::{Context, ImageMut, Lora, StepTimes, Timings};
+use super::{Context, ImageMut, Log, Lora, StepTimes, Timings, report};
 use crate::memory::Buf;
 use crate::ops::Profile;
 use crate::pipeline::flux::{Parts, ProgressFn, Request};
@@ -88,6 +88,7 @@ struct Inner {
     info: ModelInfo,
     profile: Profile,
     image_input: bool,
+    log: Log,
     scheduler: Scheduler,
     /// One image at a time: others wait.
     key: Key,
@@ -161,6 +162,7 @@ impl Model {
         parts: &Parts<'_>,
         defaults: &Defaults,
     ) -> Result<Self> {
+        let start = Instant::now();
         let info = ModelInfo::of(parts, defaults)?;
         let profile = options.profile.unwrap_or_else(|| context.default_profile(info.nvfp4));
         // What FLUX.1-dev and schnell are meant for.
@@ -174,9 +176,11 @@ impl Model {
             seed: 0,
         };
         let pipeline = Pipeline::load(context, profile, parts, tokens, &usual)?;
-        let image_input = options.image_input;
+        let path = parts.transformer.checkpoint().path();
+        report::model(context.log(), path, &info, profile, &pipeline, start.elapsed());
+        let (image_input, log) = (options.image_input, context.log().clone());
         let (scheduler, key) = (context.scheduler().clone(), Key::new());
-        Ok(Model(Arc::new(Inner { pipeline, info, profile, image_input, scheduler, key })))
+        Ok(Model(Arc::new(Inner { pipeline, info, profile, image_input, log, scheduler, key })))
     }
 
     /// Bytes of GPU memory that the model takes: its weights and those of its LoRAs, and the temporaries of its images,
@@ -203,6 +207,11 @@ impl Model {
     /// Where calls wait for their turn at this model.
     pub(super) fn scheduler(&self) -> (&Scheduler, Key) {
         (&self.0.scheduler, self.0.key)
+    }
+
+    /// The context's.
+    pub(super) fn log(&self) -> &Log {
+        &self.0.log
     }
 
     pub(super) fn pipeline(&self) -> &Pipeline {

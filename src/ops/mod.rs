@@ -204,10 +204,15 @@ pub trait Device: Send + Sync + Sized {
     /// takes no memory.
     ///
     /// # Errors
-    /// [`crate::Error::OutOfDeviceMemory`] if there is not enough; errors of `work`.
+    /// [`crate::Error::OutOfDeviceMemory`] or [`crate::Error::MemoryBudget`] if there is not enough; errors of `work`.
     fn reserve(&self, work: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
         let _ = work;
         Ok(())
+    }
+
+    /// Whether what the last [`Self::reserve`] made sure of is still so.
+    fn is_reserved(&self) -> bool {
+        true
     }
 
     /// What `work` takes on this device, which is not done: it gets a device like this one that computes nothing, as

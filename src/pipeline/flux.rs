@@ -264,7 +264,7 @@ impl<D: Device> FluxPipeline<D> {
             loras: used.map(|(lora, _)| lora.number).collect(),
         };
         let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
-        if reserved.as_ref() != Some(&size) {
+        if reserved.as_ref() != Some(&size) || !self.dev.is_reserved() {
             *reserved = None;
             let go_on = &mut |_| ControlFlow::Continue(());
             self.dev.reserve(|dev| self.networks.run(dev, job, attached, go_on).map(drop))?;

@@ -142,6 +142,9 @@ fn every_function_checks_its_arguments() {
     };
     let bytes = &mut 0u64 as *mut u64;
     let size = &mut 0usize as *mut usize;
+    let level = &mut 0i32 as *mut i32;
+    let memory = &mut sized::<svdq_memory_info>() as *mut svdq_memory_info;
+    let device = &mut sized::<svdq_device_info>() as *mut svdq_device_info;
     let text = &mut [0 as c_char; 4] as *mut c_char;
     let info = &mut sized::<svdq_model_info>() as *mut svdq_model_info;
     let context_params = &mut sized::<svdq_context_params>() as *mut svdq_context_params;
@@ -169,6 +172,11 @@ fn every_function_checks_its_arguments() {
 
         case!(svdq_last_error, "size alone", SVDQ_OK, "", svdq_last_error(null.cast(), 0, size)),
 
+        case!(svdq_device_count, "no count", "count is NULL", svdq_device_count(null.cast())),
+        case!(svdq_device_count, "crooked count", "count", svdq_device_count(crooked(level.cast()))),
+        case!(svdq_device_get_info, "no info", "svdq_device_info is NULL", svdq_device_get_info(0, null.cast())),
+        case!(svdq_device_get_info, "crooked info", "svdq_device_info", svdq_device_get_info(0, crooked(device))),
+
         case!(svdq_context_params_init, "NULL", "svdq_context_params is NULL", svdq_context_params_init(null.cast())),
         case!(svdq_context_params_init, "crooked", "aligned", svdq_context_params_init(crooked(context_params))),
         case!(svdq_context_params_init, "no size", "sizeof(svdq_context_params)", svdq_context_params_init(&mut with(*context_params, |p| p.struct_size = 0))),
@@ -189,6 +197,22 @@ fn every_function_checks_its_arguments() {
         case!(svdq_context_create, "free alone", "alloc and free", create_with(|p| p.free = Some(forget))),
         case!(svdq_context_shutdown, "no context", "context is NULL", svdq_context_shutdown(null.cast(), 0)),
         case!(svdq_context_shutdown, "crooked context", "context", svdq_context_shutdown(crooked(context), 0)),
+        case!(svdq_context_set_memory_budget, "no context", "context is NULL", svdq_context_set_memory_budget(null.cast(), 1)),
+        case!(svdq_context_set_memory_budget, "crooked context", "context", svdq_context_set_memory_budget(crooked(context), 1)),
+        case!(svdq_context_get_memory, "no context", "context is NULL", svdq_context_get_memory(ptr::null(), memory)),
+        case!(svdq_context_get_memory, "crooked context", "context", svdq_context_get_memory(crooked(context), memory)),
+        case!(svdq_context_get_memory, "no info", "svdq_memory_info is NULL", svdq_context_get_memory(context, null.cast())),
+        case!(svdq_context_get_memory, "crooked info", "svdq_memory_info", svdq_context_get_memory(context, crooked(memory))),
+        case!(svdq_context_get_memory, "no size", "sizeof(svdq_memory_info)", svdq_context_get_memory(context, &mut with(*memory, |m| m.struct_size = 0))),
+        case!(svdq_context_get_memory, "cut size", "struct_size is 12", svdq_context_get_memory(context, &mut with(*memory, |m| m.struct_size = 12))),
+        case!(svdq_context_read_log, "no context", "context is NULL", svdq_context_read_log(null.cast(), level, text, 4, size)),
+        case!(svdq_context_read_log, "crooked context", "context", svdq_context_read_log(crooked(context), level, text, 4, size)),
+        case!(svdq_context_read_log, "no level", "level is NULL", svdq_context_read_log(context, null.cast(), text, 4, size)),
+        case!(svdq_context_read_log, "crooked level", "level", svdq_context_read_log(context, crooked(level), text, 4, size)),
+        case!(svdq_context_read_log, "no buffer", "buf is NULL", svdq_context_read_log(context, level, null.cast(), 4, size)),
+        case!(svdq_context_read_log, "crooked needed", "needed", svdq_context_read_log(context, level, text, 4, crooked(size))),
+        case!(svdq_context_read_log, "small buffer", SVDQ_ERR_BUFFER_TOO_SMALL, "buf holds 4 bytes", svdq_context_read_log(context, level, text, 4, size)),
+        case!(svdq_context_read_log, "size alone", SVDQ_OK, "", svdq_context_read_log(context, level, null.cast(), 0, size)),
         case!(svdq_context_release, "NULL", SVDQ_OK, "", { svdq_context_release(null.cast()); SVDQ_OK }),
 
         case!(svdq_model_load, "no out", "out is NULL", svdq_model_load(context, &load, null.cast())),

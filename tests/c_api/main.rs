@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::undocumented_unsafe_blocks, reason = "tests")]
 
 mod arguments;
+mod contexts;
 mod header;
 mod install;
 mod library;

@@ -31,9 +31,16 @@ macro_rules! layouts {
 
 fn layouts() -> Vec<Layout> {
     layouts! {
+        svdq_device_info {
+            struct_size, compute_capability, name, uuid, luid, luid_valid, driver_version, int4_profiles,
+            nvfp4_profiles, memory_total, memory_free
+        }
         svdq_context_params {
             struct_size, header_version, threads, device_select, device_index, gpu_priority, device_id,
             memory_budget, log, log_user, alloc, free, alloc_user
+        }
+        svdq_memory_info {
+            struct_size, reserved, device_used, device_peak, device_budget, device_free, host_used, host_peak
         }
         svdq_source { struct_size, kind, path, data, size, read_at, user }
         svdq_model_params { struct_size, source_count, sources, profile, flags }

@@ -115,10 +115,17 @@ pub(crate) fn create() -> *mut svdq_context {
     context
 }
 
+/// A model of one source.
+pub(crate) fn load_into(context: *mut svdq_context, path: &CStr) -> *mut svdq_model {
+    let mut model = ptr::null_mut();
+    ok(unsafe { svdq_model_load(context, &model_params(&[source(path)]), &mut model) });
+    model
+}
+
 /// The demo model in a context of its own, which is gone before the model is used.
 pub(crate) fn load(path: &CStr) -> *mut svdq_model {
-    let (context, mut model) = (create(), ptr::null_mut());
-    ok(unsafe { svdq_model_load(context, &model_params(&[source(path)]), &mut model) });
+    let context = create();
+    let model = load_into(context, path);
     unsafe { svdq_context_release(context) };
     model
 }

@@ -11,7 +11,7 @@
  *   FAKE_LOST_COPY  its GPU is lost in the n-th copy from the host
  *   FAKE_INIT       what cuInit returns; default 0
  *
- * The file also has a line `kernel NAME COUNT` for every kernel that was launched.
+ * The file also has a line `kernel NAME COUNT` for every kernel that was launched, and `launches of priority N COUNT`.
  */
 #include <pthread.h>
 #include <stdint.h>
@@ -91,17 +91,21 @@ R cuCtxPopCurrent_v2(void **context) {
     pushed--;
     return OK;
 }
+R cuCtxGetCurrent(void **context) { return *context = depth ? stack[depth - 1] : NULL, OK; }
 R cuCtxGetStreamPriorityRange(int *least, int *greatest) {
     ENTER();
     return *least = 0, *greatest = -5, OK;
 }
 
 /* A stream records, or does what it is asked for at once; a graph holds the launches that were recorded. */
-typedef struct { int records; long launches; } Stream;
+typedef struct { int records, priority; long launches; } Stream;
+/* Launches by the priority of the stream to which they were sent, 0 to -5. */
+static _Atomic long by_priority[6];
 R cuStreamCreateWithPriority(Stream **stream, unsigned flags, int priority) {
     ENTER();
-    if (flags != 1 || priority != 0) return refuse(INVALID_VALUE);
-    return (void)streams++, *stream = calloc(1, sizeof(Stream)), OK;
+    if (flags != 1 || priority > 0 || priority < -5) return refuse(INVALID_VALUE);
+    *stream = calloc(1, sizeof(Stream));
+    return (void)streams++, (*stream)->priority = priority, OK;
 }
 R cuStreamDestroy_v2(Stream *stream) { return free(stream), (void)streams--, OK; }
 R cuStreamSynchronize(Stream *stream) {
@@ -130,6 +134,7 @@ R cuGraphInstantiateWithFlags(long **executable, long *graph, uint64_t flags) {
 R cuGraphLaunch(long *executable, Stream *stream) {
     ENTER();
     if (!executable || !stream || stream->records || recording) return refuse(INVALID_VALUE);
+    by_priority[-stream->priority] += *executable;
     return (void)replays++, (void)(launches += *executable), OK;
 }
 R cuGraphExecDestroy(long *executable) { return free(executable), (void)graphs--, OK; }
@@ -280,6 +285,7 @@ R cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned
     if (!function || !stream || !params || extra || shared > shared_memory()) return refuse(INVALID_VALUE);
     if (!gx || !gy || !gz || gy > 65535 || gz > 65535 || bx * by * bz == 0 || bx * by * bz > 1024) return refuse(INVALID_VALUE);
     if (stream->records) return (void)stream->launches++, OK;
+    by_priority[-stream->priority]++;
     if (++launches == setting("FAKE_LOST_AT", 0)) lost[current()] = 1;
     pthread_mutex_lock(&lock);
     int i = 0;
@@ -306,6 +312,7 @@ __attribute__((destructor)) static void report(void) {
     if (!file) return;
     fprintf(file, "allocations %ld\nlaunches %ld\nlive_allocations %ld\nlive_bytes %ld\ncontexts %ld\nstreams %ld\nmodules %ld\npinned %ld\nevents %ld\npushed %ld\nwrong %ld\nrecordings %ld\nreplays %ld\ngraphs %ld\n",
             allocations, launches, live_allocations, live_bytes, contexts, streams, modules, pinned, events, pushed, wrong, recordings, replays, graphs);
+    for (int i = 0; i < 6; i++) fprintf(file, "launches of priority %d %ld\n", -i, by_priority[i]);
     for (int i = 0; kernels[i].name; i++) fprintf(file, "kernel %s %ld\n", kernels[i].name, kernels[i].launches);
     fclose(file);
 }

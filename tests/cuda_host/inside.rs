@@ -1,6 +1,7 @@
 //! Programs that use the library over the fake driver. A process has one driver, so that each test runs one of them in
 //! a process of its own: itself, as the test that is ignored.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::process::Command;
 
@@ -11,11 +12,11 @@ use svdq::engine::{
 
 use crate::{FAKE, nothing_left, reported, succeeds};
 
-/// Runs `program` over the fake driver, which has to be left clean.
-fn run(program: &str, settings: &[(&str, &str)]) {
+/// Runs the test `program` over the fake driver, which has to be left clean. Returns what the driver saw.
+pub(crate) fn run(program: &str, settings: &[(&str, &str)]) -> HashMap<String, i64> {
     let (output, counts) = reported(program, |report| {
         Command::new(std::env::current_exe().unwrap())
-            .args([&format!("inside::{program}"), "--exact", "--ignored", "--test-threads=1"])
+            .args([program, "--exact", "--ignored", "--test-threads=1"])
             .env("LD_LIBRARY_PATH", &*FAKE)
             .envs(settings.iter().copied().chain([report]))
             .output()
@@ -24,18 +25,19 @@ fn run(program: &str, settings: &[(&str, &str)]) {
     succeeds(&output);
     assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{program} is no test");
     nothing_left(&counts);
+    counts
 }
 
 fn load(device: DeviceSelect) -> Model {
     load_into(&Context::new(ContextOptions { device, threads: 1, ..Default::default() }).unwrap()).unwrap()
 }
 
-fn load_into(context: &Context) -> svdq::Result<Model> {
+pub(crate) fn load_into(context: &Context) -> svdq::Result<Model> {
     let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo");
     Model::load(context, &ModelOptions { sources: vec![demo.into()], ..Default::default() })
 }
 
-fn image(model: &Model, side: u32) -> svdq::Result<Vec<u8>> {
+pub(crate) fn image(model: &Model, side: u32) -> svdq::Result<Vec<u8>> {
     image_with(model, side, &[])
 }
 
@@ -59,7 +61,7 @@ fn image_with(model: &Model, side: u32, loras: &[(Lora, f32)]) -> svdq::Result<V
 #[test]
 #[cfg_attr(not(svdq_kernels), ignore = "this build has no GPU kernels")]
 fn images_that_do_not_fit() {
-    run("too_large", &[("FAKE_MEMORY", "40000000")]);
+    run("inside::too_large", &[("FAKE_MEMORY", "40000000")]);
 }
 
 #[test]
@@ -79,7 +81,7 @@ fn too_large() {
 #[test]
 #[cfg_attr(not(svdq_kernels), ignore = "this build has no GPU kernels")]
 fn a_lost_gpu_is_the_only_one() {
-    run("lost", &[("FAKE_DEVICES", "2"), ("FAKE_LOST_AT", "400")]);
+    run("inside::lost", &[("FAKE_DEVICES", "2"), ("FAKE_LOST_AT", "400")]);
 }
 
 #[test]
@@ -96,7 +98,7 @@ fn lost() {
 #[test]
 #[cfg_attr(not(svdq_kernels), ignore = "this build has no GPU kernels")]
 fn loras_come_and_go() {
-    run("loras", &[]);
+    run("inside::loras", &[]);
 }
 
 #[test]
@@ -110,7 +112,7 @@ fn loras() {
     let mut taken = Vec::new();
     image(&model, 32).unwrap();
     for _ in 0..4 {
-        taken.push(context.gpu_memory().unwrap()[0]);
+        taken.push(context.memory().unwrap().gpu.unwrap().used);
         let [one, other] = [(); 2].map(|()| Lora::load(&model, green).unwrap());
         for loras in [&[(one.clone(), 0.5)][..], &[(one.clone(), 1.0), (other, 0.5)], &[]] {
             image_with(&model, 32, loras).unwrap();
@@ -123,7 +125,7 @@ fn loras() {
 #[test]
 #[cfg_attr(not(svdq_kernels), ignore = "this build has no GPU kernels")]
 fn contexts_on_threads() {
-    run("threads", &[("FAKE_DEVICES", "2")]);
+    run("inside::threads", &[("FAKE_DEVICES", "2")]);
 }
 
 #[test]
@@ -144,7 +146,7 @@ fn threads() {
 #[test]
 #[cfg_attr(not(svdq_kernels), ignore = "this build has no GPU kernels")]
 fn models_fit_into_budgets() {
-    run("budgets", &[]);
+    run("inside::budgets", &[]);
 }
 
 #[test]
@@ -155,7 +157,7 @@ fn budgets() {
         let device = DeviceSelect::Cuda(0);
         Context::new(ContextOptions { device, threads: 1, memory_budget, ..Default::default() }).unwrap()
     };
-    let peak = |context: &Context| context.gpu_memory().unwrap()[1];
+    let peak = |context: &Context| context.memory().unwrap().gpu.unwrap().peak;
     let context = open(0);
     let model = load_into(&context).unwrap();
     image(&model, SIDE).unwrap();
@@ -170,9 +172,9 @@ fn budgets() {
                 assert!(peak(&context) <= budget, "{} of {budget}", peak(&context));
                 weights.push(model.gpu_bytes()[0]);
             }
-            Err(Error::OutOfDeviceMemory { need, budget: Some(left), .. }) => {
-                assert!(need > budget && left == budget);
-                assert_eq!(context.gpu_memory().unwrap()[0], 0);
+            Err(Error::MemoryBudget { need, budget: asked, .. }) => {
+                assert!(need > budget && asked == budget);
+                assert_eq!(context.memory().unwrap().gpu.unwrap().used, 0);
                 // Packed, then without encoders, then without modulation.
                 weights.dedup();
                 assert!(weights.len() == 4 && weights.is_sorted_by(|a, b| a > b), "{weights:?}");

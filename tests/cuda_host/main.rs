@@ -5,7 +5,9 @@
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
+#![allow(unsafe_code, clippy::undocumented_unsafe_blocks, reason = "contexts calls C functions")]
 
+mod contexts;
 mod inside;
 mod profiles;
 
@@ -106,7 +108,7 @@ fn drivers_that_are_no_use() {
         (&ancient, &[], "knows CUDA 0.0 and 13.0 is needed: install driver 580 or newer"),
         (&lacking, &[], "no NVIDIA driver: libcuda lacks cuGetErrorName"),
         (&FAKE, &version("12040"), "knows CUDA 12.4 and 13.0 is needed: install driver 580 or newer"),
-        (&FAKE, &[("FAKE_INIT", "100")], "finds no GPU"),
+        (&FAKE, &[("FAKE_INIT", "100")], "there is no GPU 0: the NVIDIA driver offers 0"),
         (&FAKE, &[("FAKE_INIT", "803")], "no NVIDIA driver: libcuda cannot be initialised: CUDA error 803"),
         (&FAKE, &[("FAKE_DEVICES", "0")], "there is no GPU 0"),
         (

@@ -98,7 +98,7 @@ fn compare(devices: &Devices, transformer: Option<&str>, bounds: [[f64; 2]; 2]) 
 /// In 16 bits.
 pub(crate) fn dense_images(devices: &Devices) {
     compare(devices, Some("assets/demo/transformer"), [[44.0, 48.0], [30.0, 45.0]]);
-    assert!(devices.gpu.free_memory().unwrap() > 0);
+    assert!(devices.gpu.memory().unwrap().free > 0);
 }
 
 /// In 4 bits. The demo model has INT4 weights.
@@ -123,18 +123,18 @@ pub(crate) fn budgets(devices: &Devices) {
         let model = Model::load(&context, &ModelOptions { sources, ..Default::default() });
         (context, model)
     };
-    let memory = |context: &Context| context.gpu_memory().unwrap();
+    let memory = |context: &Context| context.memory().unwrap().gpu.unwrap();
     let (context, model) = open(0);
     let want = generate(model.as_ref().unwrap(), PROMPTS[0], 4, 1);
-    let everything = memory(&context)[1];
+    let everything = memory(&context).peak;
     drop((context, model));
     let (mut budget, mut weights) = (everything, Vec::new());
     loop {
         let (context, model) = open(budget);
         let Ok(model) = model else { break };
-        let images = [0; 3].map(|_| (generate(&model, PROMPTS[0], 4, 1), memory(&context)[0]));
+        let images = [0; 3].map(|_| (generate(&model, PROMPTS[0], 4, 1), memory(&context).used));
         assert!(images.iter().all(|(image, taken)| *image == want && *taken == images[0].1));
-        assert!(memory(&context)[1] <= budget);
+        assert!(memory(&context).peak <= budget);
         weights.push(model.gpu_bytes()[0]);
         budget -= everything / 50;
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use lexopt::prelude::*;
 use report::{Bench, Parts, Size};
-use svdq::engine::{GenerateParams, ImageMut, Lora, Model, PixelFormat, Progress, RandomSizes};
+use svdq::engine::{Context, GenerateParams, ImageMut, Lora, Model, PixelFormat, Progress, RandomSizes};
 use svdq::weights::flux::FluxConfig;
 
 use crate::Failure;
@@ -61,14 +61,17 @@ fn measure(
     start: Instant,
 ) -> Result<Bench, Failure> {
     let sizes = if random_weights { Some(random(args)?) } else { None };
+    let begin = Instant::now();
     let context = args.context()?;
+    let open = begin.elapsed();
     let begin = Instant::now();
     let model = match &sizes {
         Some(sizes) => Model::random(&context, sizes, args.profile())?,
         None => args.load_into(&context)?,
     };
     let load = begin.elapsed();
-    let resident = context.gpu_memory().map(|[now, _]| now);
+    let memory = |context: &Context| context.memory().map(|memory| memory.gpu);
+    let resident = memory(&context)?.map(|gpu| gpu.used);
     let (loras, lora_load) = load_loras(args, &model)?;
     let params = GenerateParams { loras: &loras, ..params.clone() };
     let sides = if random_weights && params.width == 0 { &[512, 1024][..] } else { &[0] };
@@ -78,8 +81,8 @@ fn measure(
         let params = GenerateParams { width: or(params.width), height: or(params.height), ..params.clone() };
         bench.sizes.push(measure_size(&model, &params, runs, start)?);
     }
-    bench.lora_load = lora_load;
-    bench.memory = resident.zip(context.gpu_memory()).map(|(resident, [_, peak])| [resident, peak]);
+    (bench.open, bench.lora_load) = (open, lora_load);
+    bench.memory = resident.zip(memory(&context)?).map(|(resident, gpu)| [resident, gpu.peak]);
     if !random_weights {
         bench.reading = Some(Model::time_reading(&context, &args.model_options()?)?);
     }

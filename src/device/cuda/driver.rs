@@ -3,15 +3,17 @@
 #![allow(unsafe_code, reason = "calls the driver")]
 
 use std::ffi::CStr;
+use std::fmt;
 use std::marker::PhantomData;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::ThreadId;
 
 use super::api::{Api, Attribute, CUcontext, CUdevice, CUstream, CUuuid, CaptureMode, Code, Status};
 use super::gpu::Priority;
 use super::graph::Recorded;
+use super::memory::Pool;
 use super::profile::Profiler;
 use super::staging::Staging;
 use crate::{Error, Result};
@@ -38,13 +40,40 @@ pub struct DeviceInfo {
 /// All GPUs of this machine that the NVIDIA driver offers to this process. Takes no GPU memory.
 ///
 /// # Errors
-/// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`].
+/// [`Error::NoDriver`], [`Error::DriverTooOld`].
 pub fn devices() -> Result<Vec<DeviceInfo>> {
-    let api = Api::open()?;
+    let api = match Api::open() {
+        Err(Error::NoDevice(_)) => return Ok(vec![]),
+        api => api?,
+    };
     let mut count = 0;
     // SAFETY: `count` lives.
     unsafe { api.cuDeviceGetCount(&mut count) }.map_err(|code| failed(&api, "cuDeviceGetCount", code))?;
     (0..count.cast_unsigned()).map(|index| DeviceInfo::read(&api, index).map(|(info, _)| info)).collect()
+}
+
+/// The GPU of this number, and the bytes of its memory that are free; `None` if they cannot be told, as where there is no
+/// room for a context. The driver tells them to a context only: where this process has none, one is made for the purpose,
+/// which takes some hundred megabytes and milliseconds. It is gone when this returns.
+///
+/// # Errors
+/// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`].
+pub fn device(index: u32) -> Result<(DeviceInfo, Option<u64>)> {
+    let api = Api::open()?;
+    let (info, device) = DeviceInfo::read(&api, index)?;
+    let (mut context, mut free, mut total) = (null_mut(), 0, 0);
+    // SAFETY: everything pointed to lives; what is retained and pushed here is given back.
+    let told = unsafe {
+        if api.cuDevicePrimaryCtxRetain(&mut context, device).is_err() {
+            return Ok((info, None));
+        }
+        let told = api.cuCtxPushCurrent_v2(context).and_then(|()| {
+            let told = api.cuMemGetInfo_v2(&mut free, &mut total);
+            api.cuCtxPopCurrent_v2(&mut context).and(told)
+        });
+        api.cuDevicePrimaryCtxRelease_v2(device).and(told)
+    };
+    Ok((info, told.is_ok().then_some(free as u64)))
 }
 
 impl DeviceInfo {
@@ -57,8 +86,7 @@ impl DeviceInfo {
         let luid = unsafe {
             api.cuDeviceGetCount(&mut count).map_err(fail("cuDeviceGetCount"))?;
             if i64::from(index) >= i64::from(count) {
-                let what = format!("there is no GPU {index}: the NVIDIA driver offers {count}");
-                return Err(Error::NoDevice(what));
+                return Err(no_device(index, count));
             }
             api.cuDeviceGet(&mut device, index.cast_signed()).map_err(fail("cuDeviceGet"))?;
             api.cuDeviceGetName(name.as_mut_ptr(), name.len() as i32 - 1, device)
@@ -93,6 +121,11 @@ impl DeviceInfo {
     }
 }
 
+/// There are only `count`.
+pub(super) fn no_device(index: u32, count: impl fmt::Display) -> Error {
+    Error::NoDevice(format!("there is no GPU {index}: the NVIDIA driver offers {count}"))
+}
+
 fn failed(api: &Api, what: &str, code: Code) -> Error {
     match code {
         code if code.is_sticky() => Error::DeviceLost(format!("{what}: {}", api.name(code))),
@@ -123,6 +156,8 @@ pub(super) struct Context {
     lost: OnceLock<String>,
     /// What our allocations take.
     pub(super) taken: Taken,
+    /// Weights and temporaries of every device on this context.
+    pools: Mutex<Vec<[Weak<Pool>; 2]>>,
     pub(super) staging: Staging,
 }
 
@@ -136,18 +171,15 @@ pub(super) struct Taken {
 }
 
 impl Taken {
-    /// # Errors
-    /// Bytes that are left of the budget, if they are fewer.
-    pub(super) fn add(&self, bytes: u64) -> std::result::Result<(), u64> {
+    /// Whether so many more could be taken.
+    pub(super) fn add(&self, bytes: u64) -> bool {
         let before = self.now.fetch_add(bytes, Ordering::Relaxed);
-        if let Some(left) = self.left(before)
-            && left < bytes
-        {
-            self.subtract(bytes);
-            return Err(left);
+        let fits = self.left_of(before).is_none_or(|left| bytes <= left);
+        match fits {
+            true => drop(self.most.fetch_max(before + bytes, Ordering::Relaxed)),
+            false => self.subtract(bytes),
         }
-        self.most.fetch_max(before + bytes, Ordering::Relaxed);
-        Ok(())
+        fits
     }
 
     pub(super) fn subtract(&self, bytes: u64) {
@@ -159,17 +191,23 @@ impl Taken {
         [&self.now, &self.most].map(|bytes| bytes.load(Ordering::Relaxed))
     }
 
+    /// The budget; 0 if there is none.
+    pub(super) fn budget(&self) -> u64 {
+        self.budget.load(Ordering::Relaxed)
+    }
+
     /// What is left of the budget, if there is one.
-    pub(super) fn budget(&self) -> Option<u64> {
-        self.left(self.now.load(Ordering::Relaxed))
+    pub(super) fn left(&self) -> Option<u64> {
+        self.left_of(self.now.load(Ordering::Relaxed))
     }
 
-    pub(super) fn set_budget(&self, bytes: u64) {
-        self.budget.store(bytes, Ordering::Relaxed);
+    /// Whether more is taken than the budget allows: it became smaller while a picture was made.
+    pub(super) fn is_too_much(&self) -> bool {
+        (1..self.now.load(Ordering::Relaxed)).contains(&self.budget())
     }
 
-    fn left(&self, now: u64) -> Option<u64> {
-        match self.budget.load(Ordering::Relaxed) {
+    fn left_of(&self, now: u64) -> Option<u64> {
+        match self.budget() {
             0 => None,
             budget => Some(budget.saturating_sub(now)),
         }
@@ -202,6 +240,7 @@ impl Context {
             context: null_mut(),
             lost: OnceLock::new(),
             taken: Taken::default(),
+            pools: Mutex::default(),
             staging: Staging::default(),
         };
         let (mut least, mut greatest, mut multiprocessors) = (0, 0, 0);
@@ -249,6 +288,7 @@ impl Context {
             context: null_mut(),
             lost: OnceLock::new(),
             taken: Taken::default(),
+            pools: Mutex::default(),
             staging: Staging::default(),
         }
     }
@@ -292,6 +332,61 @@ impl Context {
         // SAFETY: both live.
         self.check("cuMemGetInfo", unsafe { self.api.cuMemGetInfo_v2(&mut free, &mut total) })?;
         Ok([free as u64, total as u64])
+    }
+
+    /// Why `need` more bytes cannot be had: the budget, if the GPU itself has them.
+    pub(super) fn full(&self, what: &str, need: u64) -> Error {
+        let free = match self.memory() {
+            Ok([free, _]) => free,
+            Err(error) => return error,
+        };
+        let ([now, _], what) = (self.taken.bytes(), what.into());
+        match self.taken.left() {
+            Some(left) if left < need && need <= free => {
+                Error::MemoryBudget { what, need: now.saturating_add(need), budget: self.taken.budget() }
+            }
+            budget => Error::OutOfDeviceMemory { what, need, free, budget },
+        }
+    }
+
+    /// Takes note of the memory of a device, for [`Self::trim`].
+    pub(super) fn register(&self, weights: &Arc<Pool>, temporaries: &Arc<Pool>) {
+        let mut pools = lock(&self.pools);
+        pools.retain(|[weights, _]| weights.strong_count() > 0);
+        pools.push([weights, temporaries].map(Arc::downgrade));
+    }
+
+    /// Gives back what no weights are in, and the temporaries of devices that have nothing to do. Returns the bytes that
+    /// weights take.
+    pub(super) fn trim(&self) -> u64 {
+        let pools: Vec<_> =
+            lock(&self.pools).iter().map(|pools| pools.each_ref().map(Weak::upgrade)).collect();
+        let mut bytes = 0;
+        for [weights, temporaries] in pools {
+            if let Some(pool) = weights {
+                pool.trim();
+                bytes += pool.bytes() as u64;
+            }
+            if let Some(pool) = temporaries {
+                pool.empty();
+            }
+        }
+        bytes
+    }
+
+    /// Limits what is taken from now on; 0 is no limit.
+    ///
+    /// # Errors
+    /// [`Error::MemoryBudget`] when weights take more; the budget stays what it was.
+    pub(super) fn set_budget(&self, budget: u64) -> Result<()> {
+        if budget > 0 && self.taken.bytes()[0] > budget {
+            let need = self.trim();
+            if need > budget {
+                return Err(Error::MemoryBudget { what: "the weights that are loaded".into(), need, budget });
+            }
+        }
+        self.taken.budget.store(budget, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The stream to which the calling thread's work goes.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::driver::{Context, DeviceInfo, devices};
+use super::driver::{Context, DeviceInfo, devices, no_device};
 use super::memory::Pool;
 use super::{WEIGHT_CHUNK, choice, gemm4, generic, hopper, kernels};
 use crate::ops::Profile;
@@ -18,6 +18,19 @@ pub enum Priority {
     Balanced,
     /// This library's.
     High,
+}
+
+/// Bytes of a GPU's memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GpuMemory {
+    /// What weights and temporaries of this context take. What the driver needs for itself comes on top.
+    pub used: u64,
+    /// The most that they ever took.
+    pub peak: u64,
+    /// What they may take; 0 for any number.
+    pub budget: u64,
+    /// What is free; other programs take their share of it.
+    pub free: u64,
 }
 
 /// A GPU, opened. A clone is another handle to the same one.
@@ -67,10 +80,7 @@ impl Gpu {
     /// As [`Gpu::open`].
     pub fn open_as(index: u32, capability: u32, priority: Priority) -> Result<Self> {
         let found = devices()?;
-        let Some(mut info) = found.get(index as usize).cloned() else {
-            let what = format!("there is no GPU {index}: the NVIDIA driver offers {}", found.len());
-            return Err(Error::NoDevice(what));
-        };
+        let mut info = found.get(index as usize).cloned().ok_or_else(|| no_device(index, found.len()))?;
         info.compute_capability = info.compute_capability.min(capability);
         choice::check(&info)?;
         kernels::check_build()?;
@@ -134,18 +144,23 @@ impl Gpu {
         &self.0.context.info
     }
 
-    /// Bytes of the GPU's memory that are free; other programs take their share of it.
+    /// What its memory is used for.
     ///
     /// # Errors
     /// [`Error::DeviceLost`].
-    pub fn free_memory(&self) -> Result<u64> {
-        self.0.context.memory().map(|[free, _]| free)
+    pub fn memory(&self) -> Result<GpuMemory> {
+        let (context, [free, _]) = (&self.0.context, self.0.context.memory()?);
+        let ([used, peak], budget) = (context.taken.bytes(), context.taken.budget());
+        Ok(GpuMemory { used, peak, budget, free })
     }
 
-    /// Limits the bytes of the GPU's memory that weights and temporaries of this context take; 0 is no limit. What is
-    /// taken already stays.
-    pub fn set_memory_budget(&self, bytes: u64) {
-        self.0.context.taken.set_budget(bytes);
+    /// Limits the bytes of the GPU's memory that weights and temporaries of this context take; 0 is no limit. Of what is
+    /// taken already beyond it, all that can be made again is given back: at once, or when the picture is done that uses it.
+    ///
+    /// # Errors
+    /// [`Error::MemoryBudget`] if weights take more than that; the budget stays what it was.
+    pub fn set_memory_budget(&self, bytes: u64) -> Result<()> {
+        self.0.context.set_budget(bytes)
     }
 
     /// Copies `parts` to the GPU, one over the other, and waits until they are there.
@@ -157,12 +172,13 @@ impl Gpu {
         parts.flat_map(|part| part.chunks(WEIGHT_CHUNK)).try_for_each(|chunk| range.write(chunk))?;
         self.0.context.synchronize()
     }
+}
 
-    /// Bytes of the GPU's memory that weights and temporaries of this context take now, and the most that they ever
-    /// took. What the driver needs for itself comes on top.
-    pub fn taken_memory(&self) -> [u64; 2] {
-        self.0.context.taken.bytes()
-    }
+/// The profiles that a GPU has for 4-bit linears with NVFP4 weights, or with INT4 ones, the best one first; none if this
+/// build has no kernels for it.
+pub fn profiles(info: &DeviceInfo, nvfp4: bool) -> Vec<Profile> {
+    let usable = choice::check(info).and_then(|()| kernels::check_build()).is_ok();
+    choice::profiles(info.compute_capability, nvfp4).filter(|_| usable).collect()
 }
 
 /// The bytes in the order in which they lie in memory.

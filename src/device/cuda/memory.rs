@@ -9,8 +9,8 @@ use std::thread::ThreadId;
 use super::api::{CUdeviceptr, Code};
 use super::driver::Context;
 use super::profile::Task;
+use crate::Result;
 use crate::memory::Plain;
-use crate::{Error, Result};
 
 /// Ranges begin at multiples of this many bytes: more than any kernel asks for.
 pub(super) const ALIGNMENT: usize = 256;
@@ -83,7 +83,7 @@ impl Pool {
     /// and one of this size comes before the others.
     ///
     /// # Errors
-    /// [`Error::OutOfDeviceMemory`].
+    /// [`crate::Error::OutOfDeviceMemory`], [`crate::Error::MemoryBudget`].
     pub(super) fn reserve(&self, bytes: usize) -> Result<()> {
         let chunks = &mut self.lock().chunks;
         let enough = |chunk: &Chunk| chunk.gaps.iter().any(|gap| gap.len >= bytes);
@@ -95,10 +95,23 @@ impl Pool {
         Ok(())
     }
 
+    /// Gives back the chunks of which nobody uses anything.
+    pub(super) fn trim(&self) {
+        self.lock().chunks.retain(|chunk| !chunk.is_free());
+    }
+
+    /// Gives everything back if nobody uses any of it.
+    pub(super) fn empty(&self) {
+        let chunks = &mut self.lock().chunks;
+        if chunks.iter().all(Chunk::is_free) {
+            chunks.clear();
+        }
+    }
+
     /// A range of `bytes`, with whatever it held before.
     ///
     /// # Errors
-    /// [`Error::OutOfDeviceMemory`]; the pool stays as it is.
+    /// [`crate::Error::OutOfDeviceMemory`], [`crate::Error::MemoryBudget`]; the pool stays as it is.
     pub(super) fn take(self: &Arc<Self>, bytes: usize) -> Result<Range> {
         let len = bytes.max(1).next_multiple_of(ALIGNMENT);
         let mut state = self.lock();
@@ -172,12 +185,9 @@ pub(super) struct Gap {
 
 impl Chunk {
     fn allocate(context: &Arc<Context>, len: usize, purpose: &str) -> Result<Self> {
-        let full = |budget| {
-            let [free, _] = context.memory()?;
-            Err(Error::OutOfDeviceMemory { what: purpose.into(), need: len as u64, free, budget })
-        };
-        if let Err(left) = context.taken.add(len as u64) {
-            return full(Some(left));
+        let full = || Err(context.full(purpose, len as u64));
+        if !context.taken.add(len as u64) {
+            return full();
         }
         let mut chunk = Chunk::new(context, 0, len);
         let current = context.enter()?;
@@ -185,7 +195,7 @@ impl Chunk {
         match unsafe { context.api.cuMemAlloc_v2(&mut chunk.base, len) } {
             Err(Code::OUT_OF_MEMORY) => {
                 drop((current, chunk));
-                full(context.taken.budget())
+                full()
             }
             result => {
                 context.check("cuMemAlloc", result)?;

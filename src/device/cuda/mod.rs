@@ -31,10 +31,10 @@ mod w4a16;
 use std::ops::Range as Rows;
 use std::sync::Arc;
 
-pub use driver::{DeviceInfo, devices};
+pub use driver::{DeviceInfo, device, devices};
 use generic::{ConvParams, GroupNormParams, LinearParams, MaskedAttentionParams, NormParams, Output};
 use gpu::Opened;
-pub use gpu::{Gpu, Priority};
+pub use gpu::{Gpu, GpuMemory, Priority, profiles};
 use graph::Graphs;
 use linear::{Bf16, Target};
 pub use linear::{Input, Linear};
@@ -86,6 +86,7 @@ impl Cuda {
     pub fn new(gpu: Gpu, profile: Profile) -> Self {
         let pool = |chunk_bytes, purpose| Pool::new(gpu.0.context.clone(), chunk_bytes, purpose);
         let (weights, temporaries) = (pool(WEIGHT_CHUNK, "weights"), pool(TEMPORARY_CHUNK, "temporaries"));
+        gpu.0.context.register(&weights, &temporaries);
         Self::with(gpu.0, weights, temporaries, profile, Residency::Ready)
     }
 
@@ -115,6 +116,11 @@ impl Cuda {
     /// Bytes of weights and of temporaries on the GPU.
     pub fn bytes(&self) -> [u64; 2] {
         [&self.weights, &self.temporaries].map(|pool| pool.bytes() as u64)
+    }
+
+    /// Where weights are kept, for the log.
+    pub fn kept(&self) -> &'static str {
+        self.residency.describe()
     }
 
     /// `data` among the weights.
@@ -210,9 +216,8 @@ impl Device for Cuda {
     ) -> Result<()> {
         let context = &self.gpu.context;
         let [free, _] = context.memory()?;
-        let budget = context.taken.budget();
         // Others use the GPU as well, and the driver rounds up.
-        let room = (free - free / 32).min(budget.unwrap_or(u64::MAX));
+        let room = (free - free / 32).min(context.taken.left().unwrap_or(u64::MAX));
         let mut need = 0;
         for residency in Residency::ALL {
             let idle = self.idle(residency)?;
@@ -226,15 +231,21 @@ impl Device for Cuda {
                 return self.temporaries.reserve(temporaries);
             }
         }
-        let what = "the model, with as much of it as can be in the host's memory".into();
-        Err(Error::OutOfDeviceMemory { what, need, free, budget })
+        Err(context.full("the model, with as much of it as can be in the host's memory", need))
     }
 
     fn reserve(&self, work: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        if self.gpu.context.taken.is_too_much() {
+            self.gpu.context.trim();
+        }
         let idle = self.idle(self.residency)?;
         work(&idle)?;
         self.weights.reserve(idle.weights.used())?;
         self.temporaries.reserve(idle.temporaries.used())
+    }
+
+    fn is_reserved(&self) -> bool {
+        self.temporaries.bytes() > 0 && !self.gpu.context.taken.is_too_much()
     }
 
     fn load_linear(&self, source: &LinearSource<'_>) -> Result<Linear> {

@@ -27,6 +27,15 @@ impl Residency {
     pub(super) const ALL: [Residency; 4] =
         [Residency::Ready, Residency::Packed, Residency::EncodersOnHost, Residency::ModulationOnHost];
 
+    pub(super) fn describe(self) -> &'static str {
+        match self {
+            Residency::Ready => "ready to be multiplied",
+            Residency::Packed => "packed",
+            Residency::EncodersOnHost => "packed, text encoders in the host's memory",
+            Residency::ModulationOnHost => "packed, text encoders and modulation in the host's memory",
+        }
+    }
+
     fn is_on_host(self, usage: Usage) -> bool {
         match usage {
             Usage::Step => false,

@@ -17,6 +17,8 @@ pub(super) struct Bench {
     model: String,
     profile: String,
     runs: usize,
+    /// Making the context.
+    pub(super) open: Duration,
     load: Duration,
     /// What it takes to read the model's files and to copy them to the device, and their bytes.
     pub(super) reading: Option<(Duration, u64)>,
@@ -65,6 +67,7 @@ impl Bench {
             model: name.into(),
             profile: format!("{:?}", model.profile()),
             runs,
+            open: Duration::ZERO,
             load,
             reading: None,
             lora_load: None,
@@ -76,6 +79,7 @@ impl Bench {
     pub(super) fn text(&self) -> String {
         let Bench { device, model, profile, runs, .. } = self;
         let mut text = format!("{model} on {device}, {profile}, medians of {runs}; milliseconds\n");
+        line(&mut text, "open the device", self.open);
         line(&mut text, "load", self.load);
         if let Some((time, _)) = self.reading {
             line(&mut text, "  read and copy the same bytes", time);
@@ -103,6 +107,7 @@ impl Bench {
             "model": self.model,
             "profile": self.profile,
             "runs": self.runs,
+            "open_ms": milliseconds(self.open),
             "load_ms": milliseconds(self.load),
             "read_and_copy_ms": self.reading.map(|(time, _)| milliseconds(time)),
             "file_bytes": self.reading.map(|(_, bytes)| bytes),
