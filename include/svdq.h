@@ -422,6 +422,45 @@ typedef struct svdq_context_params {
 } svdq_context_params;
 
 /**
+ * What the memory of a context is used for, in bytes.
+ */
+typedef struct svdq_memory_info {
+  /**
+   * sizeof(svdq_memory_info), set by the caller.
+   */
+  uint32_t struct_size;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+  /**
+   * What weights and temporaries take on the GPU. What the driver needs for itself comes on top.
+   * This and the next three are 0 on the CPU.
+   */
+  uint64_t device_used;
+  /**
+   * The most that they ever took at a time.
+   */
+  uint64_t device_peak;
+  /**
+   * What they may take; 0: no limit.
+   */
+  uint64_t device_budget;
+  /**
+   * What is free on the GPU; other programs take their share of it.
+   */
+  uint64_t device_free;
+  /**
+   * What weights, activations and pixels take of the host's memory, as svdq_alloc_fn gives it.
+   */
+  uint64_t host_used;
+  /**
+   * The most that they ever took at a time.
+   */
+  uint64_t host_peak;
+} svdq_memory_info;
+
+/**
  * Reads a part of a file for the library: copies size bytes from offset on to dst. They lie inside of the
  * file, and size is at most 16 MiB but for JSON files. All of them have to be there when it returns SVDQ_OK;
  * any other result ends the call or the job that reads with SVDQ_ERR_IO.

@@ -9,6 +9,7 @@ use super::boundary::{
 use super::job::timeout;
 use super::{SVDQ_OK, SVDQ_PENDING, SVDQ_VERSION_MAJOR, SVDQ_VERSION_NUMBER, svdq_result};
 use crate::engine::{Context, ContextOptions, DeviceSelect, Log, MemoryInfo, Priority};
+use crate::memory::{Hook, HostMemory};
 use crate::{Error, Result};
 
 /// What models are loaded into: a device and its threads. Independent of every other context.
@@ -297,12 +298,6 @@ unsafe fn options(params: *const svdq_context_params) -> Result<ContextOptions> 
     // SAFETY: the caller's promise.
     let params = unsafe { read_struct(params)? };
     check_header(params.header_version)?;
-    if params.alloc.is_some() != params.free.is_some() {
-        return Err(Error::InvalidArgument("of alloc and free one is NULL: both are needed, or none".into()));
-    }
-    if params.alloc.is_some() {
-        return Err(Error::Unsupported("alloc and free: memory comes from the system".into()));
-    }
     Ok(ContextOptions {
         device: device(&params)?,
         threads: params.threads as usize,
@@ -314,7 +309,8 @@ unsafe fn options(params: *const svdq_context_params) -> Result<ContextOptions> 
             other => return Err(Error::InvalidArgument(format!("gpu_priority is {other}, which is none"))),
         },
         log: log(&params),
-        ..Default::default()
+        // SAFETY: the caller's promise.
+        memory: unsafe { memory(&params)? },
     })
 }
 
@@ -350,6 +346,19 @@ fn log(params: &svdq_context_params) -> Log {
             unsafe { function(user.0, level as i32, line.as_ptr()) }
         }
     })
+}
+
+/// # Safety
+/// Of alloc and free, as [`HostMemory::from_hook`].
+unsafe fn memory(params: &svdq_context_params) -> Result<HostMemory> {
+    match (params.alloc, params.free) {
+        (None, None) => Ok(HostMemory::default()),
+        // SAFETY: the caller's.
+        (Some(alloc), Some(free)) => {
+            Ok(unsafe { HostMemory::from_hook(Hook { alloc, free, user: params.alloc_user }) })
+        }
+        _ => Err(Error::InvalidArgument("of alloc and free one is NULL: both are needed, or none".into())),
+    }
 }
 
 /// A header of the same major version that is not newer than the library.
