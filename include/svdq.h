@@ -1037,23 +1037,6 @@ SVDQ_API svdq_result svdq_context_params_init(struct svdq_context_params *params
 SVDQ_API svdq_result svdq_context_create(const struct svdq_context_params *params, struct svdq_context **out);
 
 /**
- * Ends everything that a context does: cancels all jobs and all blocking calls, refuses new ones with
- * SVDQ_ERR_SHUTTING_DOWN, and waits until none runs. After success no thread and no callback of this
- * context runs any more, so that the program may unload the library or end. Handles are to be released
- * as ever, before or after. A second call finds nothing to do.
- *
- * timeout_ms: milliseconds to wait at most. 0: not at all. UINT32_MAX: without end.
- *
- * Returns SVDQ_PENDING if something still runs after timeout_ms: call it again.
- *
- * Errors: SVDQ_ERR_INVALID_ARGUMENT.
- * Threads: any, and several at a time; not from a callback of this context.
- * Since 0.1.
- */
-SVDQ_API svdq_result svdq_context_shutdown(struct svdq_context *context, uint32_t timeout_ms);
-
-/**
- * Releases a context. Its models stay usable, and its jobs go on. NULL is allowed.
  * Changes how much GPU memory the models of a context may take. Later loads and pictures keep to
  * it. What is there beyond it is given back if it can be made again, which the next picture does: at
  * once, or when the picture is done that uses it. Does nothing on the CPU.
@@ -1101,7 +1084,23 @@ svdq_result svdq_context_read_log(struct svdq_context *context,
                                   size_t *needed);
 
 /**
- * Releases a context. Its models stay usable. NULL is allowed.
+ * Ends everything that a context does: cancels all jobs and all blocking calls, refuses new ones with
+ * SVDQ_ERR_SHUTTING_DOWN, and waits until none runs. After success no thread and no callback of this
+ * context runs any more, so that the program may unload the library or end. Handles are to be released
+ * as ever, before or after. A second call finds nothing to do.
+ *
+ * timeout_ms: milliseconds to wait at most. 0: not at all. UINT32_MAX: without end.
+ *
+ * Returns SVDQ_PENDING if something still runs after timeout_ms: call it again.
+ *
+ * Errors: SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any, and several at a time; not from a callback of this context.
+ * Since 0.1.
+ */
+SVDQ_API svdq_result svdq_context_shutdown(struct svdq_context *context, uint32_t timeout_ms);
+
+/**
+ * Releases a context. Its models stay usable, and its jobs go on. NULL is allowed.
  *
  * Threads: any, once no other call uses this handle.
  * Since 0.1.

@@ -353,9 +353,10 @@ fn log(params: &svdq_context_params) -> Log {
 unsafe fn memory(params: &svdq_context_params) -> Result<HostMemory> {
     match (params.alloc, params.free) {
         (None, None) => Ok(HostMemory::default()),
-        // SAFETY: the caller's.
         (Some(alloc), Some(free)) => {
-            Ok(unsafe { HostMemory::from_hook(Hook { alloc, free, user: params.alloc_user }) })
+            let hook = Hook { alloc, free, user: params.alloc_user };
+            // SAFETY: the caller's.
+            Ok(unsafe { HostMemory::from_hook(hook) })
         }
         _ => Err(Error::InvalidArgument("of alloc and free one is NULL: both are needed, or none".into())),
     }

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::Result;
@@ -35,9 +34,6 @@ pub struct Log(Arc<Place>);
 struct Place {
     function: Option<Box<LogFn>>,
     lines: Mutex<Lines>,
-    closed: AtomicBool,
-    /// Calls of [`Log::write`] that have not returned.
-    inside: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -73,13 +69,10 @@ impl Log {
         self.write(Level::Debug, &line);
     }
 
-    /// Call it without locks: the function may call the library.
+    /// Call it without locks, since the function may call the library, and within a turn of the context's, since none is
+    /// called after it was shut down.
     fn write(&self, level: Level, line: &dyn fmt::Display) {
         let place = &*self.0;
-        let _inside = Inside::new(&place.inside);
-        if place.closed.load(Ordering::SeqCst) {
-            return;
-        }
         // Paths may hold anything; a line is one line of text.
         let line: String = line.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         match &place.function {
@@ -99,16 +92,6 @@ impl Log {
             lines.kept.pop_front();
         }
         Ok(())
-    }
-
-    /// Nothing is logged from now on. What is kept can still be read.
-    pub fn close(&self) {
-        self.0.closed.store(true, Ordering::SeqCst);
-    }
-
-    /// Whether no thread is in the function. Once the log is closed, none comes in any more.
-    pub fn is_quiet(&self) -> bool {
-        self.0.inside.load(Ordering::SeqCst) == 0
     }
 }
 
@@ -132,22 +115,6 @@ impl Lines {
         if let count @ 1.. = std::mem::take(&mut self.dropped) {
             self.kept.push_front((Level::Warning, format!("{count} lines of the log were dropped")));
         }
-    }
-}
-
-/// Counts a thread while it lives.
-struct Inside<'a>(&'a AtomicUsize);
-
-impl<'a> Inside<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::SeqCst);
-        Inside(count)
-    }
-}
-
-impl Drop for Inside<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -190,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_function_may_use_its_own_log_and_is_left_alone_once_closed() {
+    fn a_function_may_use_its_own_log() {
         let (lines, log) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(None::<Log>)));
         let (seen, own) = (lines.clone(), log.clone());
         *log.lock().unwrap() = Some(Log::to(move |level, line| {
@@ -199,14 +166,10 @@ mod tests {
             if level == Level::Error {
                 own.debug("again");
             }
-            assert!(!own.is_quiet());
             assert_eq!(next(&own), None);
         }));
         let log = log.lock().unwrap().clone().unwrap();
         log.error("first");
-        log.close();
-        log.error("too late");
-        assert!(log.is_quiet());
         assert_eq!(*lines.lock().unwrap(), [(Level::Error, "first".into()), (Level::Debug, "again".into())]);
     }
 }

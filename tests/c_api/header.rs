@@ -6,8 +6,9 @@ use std::process::Command;
 use crate::support::{cc, cxx, declared_functions, header, repository, run, scratch, strict};
 
 /// The modules of src/capi in the order in which the header shows them.
-const MODULES: [&str; 11] =
-    ["version", "result", "device", "context", "source", "model", "lora", "prompt", "image", "generate", "job"];
+const MODULES: [&str; 11] = [
+    "version", "result", "device", "context", "source", "model", "lora", "prompt", "image", "generate", "job",
+];
 
 #[test]
 fn header_is_fresh() {
