@@ -224,16 +224,18 @@ fn cases(test: &str) -> PathBuf {
 }
 
 /// All of them but those that need what AOT does not have.
-const CASES: [&str; 16] = [
+const CASES: [&str; 18] = [
     "picture",
     "layouts_of_pixels",
     "async",
+    "main_thread",
     "poll",
     "cancel",
     "errors",
     "failed_job",
     "path",
     "lora",
+    "context",
     "sources",
     "broken_stream",
     "dropped_load",
@@ -318,9 +320,35 @@ fn textures_tests_and_sample_run_over_stubs_of_unity() {
     mcs(&folder.join("Svdq.Editor.dll"), &scripts(&package.join("Editor")), &unity);
     mcs(&folder.join("Svdq.Tests.dll"), &scripts(&package.join("Tests")), &unity);
     mcs(&folder.join("Sample.dll"), &scripts(&package.join("Samples~")), &unity);
+    let snippets = folder.join("Snippets.cs");
+    fs::write(&snippets, snippets_of(&["README.md", "bindings/unity/com.libsvdq.svdq/README.md"])).unwrap();
+    mcs(&folder.join("Snippets.dll"), &[snippets], &unity);
     let references = ["Svdq", "UnityEngine", "UnityEditor", "nunit.framework", "Svdq.Tests"];
     mcs(&folder.join("Editor.exe"), &[test_script("Editor.cs")], &references);
     let output = run(&mut mono(&folder, "Editor.exe"));
     assert_eq!(output.lines().filter(|line| line.ends_with(" passed")).count(), 5, "{output}");
     assert_eq!(output.lines().filter(|line| line.starts_with("nothing outlives ")).count(), 3, "{output}");
+}
+
+/// The C# of these texts, each piece in a class that has what it does not declare.
+fn snippets_of(texts: &[&str]) -> String {
+    let texts: Vec<_> = texts.iter().map(|text| fs::read_to_string(repository(text)).unwrap()).collect();
+    let pieces: Vec<_> = texts
+        .iter()
+        .flat_map(|text| text.split("```csharp\n").skip(1).map(|rest| rest.split("```").next().unwrap()))
+        .collect();
+    assert_eq!(pieces.len(), 3);
+    let classes = pieces.iter().enumerate().map(|(index, piece)| {
+        format!(
+            "class Snippet{index} {{
+                string folder = null; Model model = null; Texture2D texture = null; Material material = null;
+                GenerateOptions options = null; IProgress<JobStatus> progress = null;
+                CancellationToken cancel = default(CancellationToken);
+                async Task Run() {{ {piece} }}
+                object[] Used => new object[] {{ folder, model, texture, material, options, progress, cancel }};
+            }}\n"
+        )
+    });
+    let usings = "using System; using System.Threading; using System.Threading.Tasks; using Svdq; using UnityEngine;\n";
+    usings.to_owned() + &classes.collect::<String>()
 }

@@ -16,6 +16,5 @@ mod loras;
 mod models;
 mod pictures;
 mod programs;
-mod sources;
 mod structs;
 mod support;

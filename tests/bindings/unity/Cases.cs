@@ -23,12 +23,14 @@ static class Cases
             { "picture", Picture },
             { "layouts_of_pixels", LayoutsOfPixels },
             { "async", () => Async().GetAwaiter().GetResult() },
+            { "main_thread", MainThread },
             { "poll", Poll },
             { "cancel", () => Cancel().GetAwaiter().GetResult() },
             { "errors", Errors },
             { "failed_job", () => FailedJob().GetAwaiter().GetResult() },
             { "path", NonAsciiPath },
             { "lora", Loras },
+            { "context", Contexts },
             { "sources", () => Sources().GetAwaiter().GetResult() },
             { "broken_stream", () => BrokenStream().GetAwaiter().GetResult() },
             { "dropped_load", DroppedLoad },
@@ -171,6 +173,61 @@ static class Cases
         }
     }
 
+    /// <summary>Continues where it is pumped, as Unity's does once a frame.</summary>
+    sealed class Frames : SynchronizationContext
+    {
+        readonly Queue<Action> queue = new Queue<Action>();
+
+        public override void Post(SendOrPostCallback callback, object state)
+        {
+            lock (queue) queue.Enqueue(() => callback(state));
+        }
+
+        public void Run()
+        {
+            while (true)
+            {
+                Action next;
+                lock (queue)
+                {
+                    if (queue.Count == 0) return;
+                    next = queue.Dequeue();
+                }
+                next();
+            }
+        }
+    }
+
+    static void MainThread()
+    {
+        var frames = new Frames();
+        var main = Thread.CurrentThread;
+        SynchronizationContext.SetSynchronizationContext(frames);
+        var reports = 0;
+        var progress = new Progress<JobStatus>(status =>
+        {
+            Check(Thread.CurrentThread == main);
+            reports++;
+        });
+        Func<Task> script = async () =>
+        {
+            using (var context = Cpu())
+            using (var model = await Model.LoadAsync(context, new ModelOptions(Demo), progress))
+            {
+                Check(Thread.CurrentThread == main);
+                await model.GenerateAsync(Potion(), progress);
+                Check(Thread.CurrentThread == main);
+            }
+        };
+        var task = script();
+        Check(!task.IsCompleted);
+        for (; !task.IsCompleted; Thread.Sleep(1)) frames.Run();
+        task.Wait0();
+        frames.Run();
+        Check(reports > 2);
+        SynchronizationContext.SetSynchronizationContext(null);
+    }
+
     static void Poll()
     {
         using (var model = Load())
@@ -179,6 +236,10 @@ static class Cases
             using (var job = model.Submit(options))
             {
                 Check(!job.Wait(0) || job.Poll().Ended);
+                // Once a frame: without garbage.
+                var collections = GC.CollectionCount(0);
+                for (var i = 0; i < 200_000; i++) job.Poll();
+                Check(GC.CollectionCount(0) - collections < 2, "polling makes garbage");
                 while (true)
                 {
                     var status = job.Poll();
@@ -343,6 +404,35 @@ static class Cases
                 Throws<ObjectDisposedException>(() => Make(model, options, TopDown));
             }
             Equal(expected, Make(model));
+        }
+    }
+
+    static void Contexts()
+    {
+        Check(Context.LibraryVersion.Split('.').Length == 3 && Context.BuildInfo.Contains(Context.LibraryVersion));
+        using (var context = Cpu())
+        using (var model = Model.Load(context, new ModelOptions(Demo)))
+        {
+            var memory = context.Memory;
+            Check(memory.HostUsed > 0 && memory.HostPeak >= memory.HostUsed && memory.DeviceUsed == 0);
+            context.SetMemoryBudget(1 << 30);
+            // A line longer than the first buffer.
+            var far = Folder + new string('/', 600) + "Modèle 模型";
+            Model.Load(context, new ModelOptions(far)).Dispose();
+            var lines = new List<string>();
+            while (context.TryReadLog(out var level, out var line)) lines.Add(level + " " + line);
+            Check(lines.Exists(text => text == "Info libsvdq " + Context.LibraryVersion + " on the CPU"));
+            Check(lines.Exists(text => text.StartsWith("Info " + far)), string.Join("\n", lines));
+            Check(!context.TryReadLog(out _, out _));
+        }
+        try
+        {
+            foreach (var device in Device.All())
+                Check(device.Name != "" && device.Uuid.Length == 16 && device.MemoryTotal > 0);
+        }
+        catch (SvdqException exception)
+        {
+            Check(exception.Result == Result.NoDriver || exception.Result == Result.DriverTooOld, exception.Message);
         }
     }
 

@@ -49,6 +49,8 @@ static class EditorRun
         {
             end();
             if (!job.Poll().Ended) throw new Exception("a job outlives " + name);
+            context.PumpLog();
+            if (!Debug.Lines.Exists(line => line.StartsWith("log libsvdq "))) throw new Exception("an empty console");
         }
         Console.WriteLine("nothing outlives " + name);
     }

@@ -19,6 +19,7 @@ static class Layouts
     {
         Covers<DeviceSelect>("SVDQ_DEVICE_");
         Covers<GpuPriority>("SVDQ_PRIORITY_");
+        Covers<LogLevel>("SVDQ_LOG_");
         Covers<Profile>("SVDQ_PROFILE_");
         Covers<ModelFamily>("SVDQ_FAMILY_");
         Covers<Precision>("SVDQ_PRECISION_");

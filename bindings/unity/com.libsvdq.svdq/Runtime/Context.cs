@@ -22,6 +22,14 @@ namespace Svdq
         High = (int)Api.SVDQ_PRIORITY_HIGH,
     }
 
+    public enum LogLevel
+    {
+        Error = (int)Api.SVDQ_LOG_ERROR,
+        Warning = (int)Api.SVDQ_LOG_WARNING,
+        Info = (int)Api.SVDQ_LOG_INFO,
+        Debug = (int)Api.SVDQ_LOG_DEBUG,
+    }
+
     /// <summary>How a context is made. All left out is a good choice.</summary>
     public sealed class ContextOptions
     {
@@ -35,6 +43,12 @@ namespace Svdq
         public uint Threads;
         /// <summary>Bytes of GPU memory that models may take. 0: what is free.</summary>
         public ulong MemoryBudget;
+    }
+
+    /// <summary>Bytes in use.</summary>
+    public struct MemoryInfo
+    {
+        public ulong DeviceUsed, DevicePeak, DeviceBudget, DeviceFree, HostUsed, HostPeak;
     }
 
     /// <summary>
@@ -86,6 +100,57 @@ namespace Svdq
 
         /// <summary>One line for bug reports about the native library.</summary>
         public static string BuildInfo => Text.Read((buf, cap, needed) => Api.svdq_build_info(buf, cap, needed));
+
+        public MemoryInfo Memory
+        {
+            get
+            {
+                svdq_memory_info info;
+                info.struct_size = (uint)sizeof(svdq_memory_info);
+                using (var self = Use())
+                    SvdqException.Check(Api.svdq_context_get_memory((svdq_context*)self.Pointer, &info));
+                return new MemoryInfo
+                {
+                    DeviceUsed = info.device_used,
+                    DevicePeak = info.device_peak,
+                    DeviceBudget = info.device_budget,
+                    DeviceFree = info.device_free,
+                    HostUsed = info.host_used,
+                    HostPeak = info.host_peak,
+                };
+            }
+        }
+
+        /// <summary>Changes ContextOptions.MemoryBudget, also while jobs run.</summary>
+        public void SetMemoryBudget(ulong bytes)
+        {
+            using (var self = Use())
+                SvdqException.Check(Api.svdq_context_set_memory_budget((svdq_context*)self.Pointer, bytes));
+        }
+
+        /// <summary>Takes the oldest line of the log. False: there is none.</summary>
+        public bool TryReadLog(out LogLevel level, out string line)
+        {
+            int read;
+            UIntPtr needed;
+            byte* small = stackalloc byte[512];
+            using (var self = Use())
+            {
+                var context = (svdq_context*)self.Pointer;
+                var result = Api.svdq_context_read_log(context, &read, small, (UIntPtr)512u, &needed);
+                line = read == 0 ? null : Text.FromPointer(small, 512);
+                while (result == (int)Result.BufferTooSmall)
+                {
+                    var large = new byte[checked((int)(ulong)needed)];
+                    fixed (byte* buf = large)
+                        result = Api.svdq_context_read_log(context, &read, buf, (UIntPtr)(uint)large.Length, &needed);
+                    line = Text.FromBytes(large);
+                }
+                SvdqException.Check(result);
+            }
+            level = (LogLevel)read;
+            return read != 0;
+        }
 
         /// <summary>
         /// Cancels all jobs and calls of this context, refuses new ones, and waits until none runs.

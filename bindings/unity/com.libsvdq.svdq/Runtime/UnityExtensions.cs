@@ -55,6 +55,17 @@ namespace Svdq
             this GenerateJob job, NativeArray<byte> pixels, ImageLayout layout = default(ImageLayout)) =>
             job.ReadImage((IntPtr)pixels.GetUnsafePtr(), pixels.Length, layout);
 
+        /// <summary>Moves the lines of a context's log to the console. For Update.</summary>
+        public static void PumpLog(this Context context)
+        {
+            while (context.TryReadLog(out var level, out var line))
+            {
+                if (level == LogLevel.Error) Debug.LogError(line);
+                else if (level == LogLevel.Warning) Debug.LogWarning(line);
+                else Debug.Log(line);
+            }
+        }
+
         static ImageLayout Layout(Texture2D texture)
         {
             switch (texture.format)

@@ -222,6 +222,49 @@ namespace Svdq.Native
         internal static extern int svdq_context_create(svdq_context_params* @params, svdq_context** @out);
 
         /// <summary>
+        ///  Changes how much GPU memory the models of a context may take. Later loads and pictures keep to
+        ///  it. What is there beyond it is given back if it can be made again, which the next picture does: at
+        ///  once, or when the picture is done that uses it. Does nothing on the CPU.
+        ///
+        ///  bytes: as svdq_context_params.memory_budget.
+        ///
+        ///  Errors: SVDQ_ERR_MEMORY_BUDGET when the weights on the GPU take more, which the error text says in
+        ///  bytes: the budget stays what it was. SVDQ_ERR_INVALID_ARGUMENT.
+        ///  Threads: any.
+        ///  Since 0.1.
+        /// </summary>
+        [DllImport(__DllName, EntryPoint = "svdq_context_set_memory_budget", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
+        internal static extern int svdq_context_set_memory_budget(svdq_context* context, ulong bytes);
+
+        /// <summary>
+        ///  Says what the memory of a context is used for.
+        ///
+        ///  info: its struct_size must be set. Not written on failure.
+        ///
+        ///  Errors: SVDQ_ERR_DEVICE_LOST, SVDQ_ERR_INVALID_ARGUMENT.
+        ///  Threads: any.
+        ///  Since 0.1.
+        /// </summary>
+        [DllImport(__DllName, EntryPoint = "svdq_context_get_memory", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
+        internal static extern int svdq_context_get_memory(svdq_context* context, svdq_memory_info* info);
+
+        /// <summary>
+        ///  Takes the oldest line of the log, for programs that would rather ask than be called. The last 256
+        ///  lines are kept; a line says how many made room for them.
+        ///
+        ///  level: receives its SVDQ_LOG_*; 0, and an empty text, when there is none, as where
+        ///  svdq_context_params.log receives the lines.
+        ///  buf, cap, needed: as for every string out, see the top of this file. A line that does not fit
+        ///  stays, and so does one of which only the size is asked for.
+        ///
+        ///  Errors: SVDQ_ERR_BUFFER_TOO_SMALL, SVDQ_ERR_INVALID_ARGUMENT.
+        ///  Threads: any.
+        ///  Since 0.1.
+        /// </summary>
+        [DllImport(__DllName, EntryPoint = "svdq_context_read_log", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
+        internal static extern int svdq_context_read_log(svdq_context* context, int* level, byte* buf, System.UIntPtr cap, System.UIntPtr* needed);
+
+        /// <summary>
         ///  Ends everything that a context does: cancels all jobs and all blocking calls, refuses new ones with
         ///  SVDQ_ERR_SHUTTING_DOWN, and waits until none runs. After success no thread and no callback of this
         ///  context runs any more, so that the program may unload the library or end. Handles are to be released
@@ -246,6 +289,33 @@ namespace Svdq.Native
         /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_context_release", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern void svdq_context_release(svdq_context* context);
+
+        /// <summary>
+        ///  Says how many GPUs the NVIDIA driver offers to this process. Computing on the CPU needs none.
+        ///
+        ///  count: receives the number; 0 on failure.
+        ///
+        ///  Errors: SVDQ_ERR_NO_DRIVER, SVDQ_ERR_DRIVER_TOO_OLD, SVDQ_ERR_INVALID_ARGUMENT.
+        ///  Threads: any.
+        ///  Since 0.1.
+        /// </summary>
+        [DllImport(__DllName, EntryPoint = "svdq_device_count", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
+        internal static extern int svdq_device_count(uint* count);
+
+        /// <summary>
+        ///  Describes a GPU. Blocks: the driver has to be asked for the free memory in a CUDA context, which
+        ///  takes some hundred milliseconds where this process has none on this GPU. None stays.
+        ///
+        ///  index: below svdq_device_count's number, in the driver's order.
+        ///  info: its struct_size must be set. Not written on failure.
+        ///
+        ///  Errors: SVDQ_ERR_NO_DEVICE, SVDQ_ERR_NO_DRIVER, SVDQ_ERR_DRIVER_TOO_OLD,
+        ///  SVDQ_ERR_INVALID_ARGUMENT.
+        ///  Threads: any.
+        ///  Since 0.1.
+        /// </summary>
+        [DllImport(__DllName, EntryPoint = "svdq_device_get_info", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
+        internal static extern int svdq_device_get_info(uint index, svdq_device_info* info);
 
         /// <summary>
         ///  Fills params with the model's defaults, seed 0, no prompt and no LoRAs.
@@ -631,6 +701,100 @@ namespace Svdq.Native
         ///  alloc's and free's first argument.
         /// </summary>
         public void* alloc_user;
+    }
+
+    /// <summary>
+    ///  What the memory of a context is used for, in bytes.
+    /// </summary>
+    [StructLayout(LayoutKind.Sequential)]
+    internal unsafe partial struct svdq_memory_info
+    {
+        /// <summary>
+        ///  sizeof(svdq_memory_info), set by the caller.
+        /// </summary>
+        public uint struct_size;
+        /// <summary>
+        ///  0.
+        /// </summary>
+        public uint reserved;
+        /// <summary>
+        ///  What weights and temporaries take on the GPU. What the driver needs for itself comes on top.
+        ///  This and the next three are 0 on the CPU.
+        /// </summary>
+        public ulong device_used;
+        /// <summary>
+        ///  The most that they ever took at a time.
+        /// </summary>
+        public ulong device_peak;
+        /// <summary>
+        ///  What they may take; 0: no limit.
+        /// </summary>
+        public ulong device_budget;
+        /// <summary>
+        ///  What is free on the GPU; other programs take their share of it.
+        /// </summary>
+        public ulong device_free;
+        /// <summary>
+        ///  What weights, activations and pixels take of the host's memory, as svdq_alloc_fn gives it.
+        /// </summary>
+        public ulong host_used;
+        /// <summary>
+        ///  The most that they ever took at a time.
+        /// </summary>
+        public ulong host_peak;
+    }
+
+    /// <summary>
+    ///  A GPU that the NVIDIA driver offers.
+    /// </summary>
+    [StructLayout(LayoutKind.Sequential)]
+    internal unsafe partial struct svdq_device_info
+    {
+        /// <summary>
+        ///  sizeof(svdq_device_info), set by the caller.
+        /// </summary>
+        public uint struct_size;
+        /// <summary>
+        ///  89 for compute capability 8.9.
+        /// </summary>
+        public uint compute_capability;
+        /// <summary>
+        ///  The product's name, UTF-8, with a NUL at its end.
+        /// </summary>
+        public fixed byte name[128];
+        /// <summary>
+        ///  The same on every start, for svdq_context_params.device_id. Vulkan: deviceUUID.
+        /// </summary>
+        public fixed byte uuid[16];
+        /// <summary>
+        ///  For svdq_context_params.device_id. Direct3D: AdapterLuid. Vulkan: deviceLUID.
+        /// </summary>
+        public fixed byte luid[8];
+        /// <summary>
+        ///  1 when there is a LUID: on Windows.
+        /// </summary>
+        public uint luid_valid;
+        /// <summary>
+        ///  The newest CUDA that the driver knows: 13000 for 13.0.
+        /// </summary>
+        public uint driver_version;
+        /// <summary>
+        ///  In what INT4 checkpoints can run: bit 1 &lt;&lt; SVDQ_PROFILE_* for each profile. 0: this library has
+        ///  no kernels for this GPU.
+        /// </summary>
+        public uint int4_profiles;
+        /// <summary>
+        ///  In what NVFP4 checkpoints can run, likewise.
+        /// </summary>
+        public uint nvfp4_profiles;
+        /// <summary>
+        ///  Bytes.
+        /// </summary>
+        public ulong memory_total;
+        /// <summary>
+        ///  Bytes that nobody uses now. 0: there is not even room to ask.
+        /// </summary>
+        public ulong memory_free;
     }
 
     /// <summary>

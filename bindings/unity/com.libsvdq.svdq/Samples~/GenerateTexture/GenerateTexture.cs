@@ -44,6 +44,11 @@ public sealed class GenerateTexture : MonoBehaviour
         }
     }
 
+    void Update()
+    {
+        context?.PumpLog();
+    }
+
     void OnDestroy()
     {
         destroyed.Cancel();
