@@ -58,6 +58,21 @@ enum Source {
 struct Count {
     used: AtomicU64,
     peak: AtomicU64,
+    /// What this is a part of.
+    whole: Option<Arc<Count>>,
+}
+
+impl Count {
+    fn add(&self, bytes: u64) {
+        let used = self.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.peak.fetch_max(used, Ordering::Relaxed);
+        self.whole.iter().for_each(|whole| whole.add(bytes));
+    }
+
+    fn subtract(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.whole.iter().for_each(|whole| whole.subtract(bytes));
+    }
 }
 
 impl HostMemory {
@@ -75,6 +90,12 @@ impl HostMemory {
         HostMemory { source: Source::Nowhere, count: self.count.clone() }
     }
 
+    /// The same memory with counters of its own: what is taken from it counts in both.
+    pub fn part(&self) -> Self {
+        let count = Count { whole: Some(self.count.clone()), ..Count::default() };
+        HostMemory { source: self.source, count: Arc::new(count) }
+    }
+
     /// Bytes that are taken now.
     pub fn used(&self) -> u64 {
         self.count.used.load(Ordering::Relaxed)
@@ -87,8 +108,7 @@ impl HostMemory {
 
     fn take(&self, bytes: usize) -> Option<NonNull<u8>> {
         let memory = self.source.take(bytes)?;
-        let used = self.count.used.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
-        self.count.peak.fetch_max(used, Ordering::Relaxed);
+        self.count.add(bytes as u64);
         Some(memory)
     }
 
@@ -97,7 +117,7 @@ impl HostMemory {
     unsafe fn give_back(&self, memory: NonNull<u8>, bytes: usize) {
         // SAFETY: the caller's.
         unsafe { self.source.give_back(memory, bytes) };
-        self.count.used.fetch_sub(bytes as u64, Ordering::Relaxed);
+        self.count.subtract(bytes as u64);
     }
 }
 

@@ -8,7 +8,7 @@ use crate::lora::LoraInfo;
 use crate::memory::Buf;
 #[cfg(test)]
 use crate::ops::Cost;
-use crate::ops::Profile;
+use crate::ops::{Device as _, Profile};
 use crate::pipeline::flux::{FluxLora, FluxPipeline, Parts, ProgressFn, Request};
 use crate::weights::Checkpoint;
 
@@ -31,17 +31,19 @@ impl Pipeline {
         max_sequence_length: usize,
         usual: &Request<'_>,
     ) -> Result<Self> {
+        // Counts what is this model's.
+        let memory = context.memory.part();
         Ok(match &context.gpu {
             Some(gpu) => {
                 let transformer = parts.transformer;
                 if transformer.rank().is_some() {
                     gpu.check(transformer.is_nvfp4(), profile)?;
                 }
-                let device = Cuda::new(gpu.clone(), profile).with_memory(context.memory.clone());
+                let device = Cuda::new(gpu.clone(), profile).with_memory(memory);
                 Pipeline::Cuda(Box::new(FluxPipeline::load(device, parts, max_sequence_length, usual)?))
             }
             None => {
-                let device = Cpu::new(context.threads, profile)?.with_memory(context.memory.clone());
+                let device = Cpu::new(context.threads, profile)?.with_memory(memory);
                 Pipeline::Cpu(Box::new(FluxPipeline::load(device, parts, max_sequence_length, usual)?))
             }
         })
@@ -91,6 +93,14 @@ impl Pipeline {
         match self {
             Pipeline::Cpu(pipeline) => pipeline.time_steps(request, &on_cpu(loras)),
             Pipeline::Cuda(pipeline) => pipeline.time_steps(request, &on_cuda(loras)),
+        }
+    }
+
+    /// Bytes of the host's memory that weights and what is computed with them take now.
+    pub(super) fn host_bytes(&self) -> u64 {
+        match self {
+            Pipeline::Cpu(pipeline) => pipeline.device().memory().used(),
+            Pipeline::Cuda(pipeline) => pipeline.device().memory().used(),
         }
     }
 

@@ -17,7 +17,7 @@ mod scheduler;
 pub use crate::device::cuda::{DeviceInfo, GpuMemory, Priority, device, devices, profiles};
 pub use crate::ops::{KernelTime, Work};
 pub use crate::pipeline::flux::{Progress, StepTimes, Timings};
-pub use crate::weights::{Loading, RandomSizes, ReadAt, Source};
+pub use crate::weights::{RandomSizes, ReadAt, Source};
 pub use context::{Context, ContextOptions, DeviceSelect, MemoryInfo};
 pub use image::{ImageMut, PixelFormat};
 pub use job::{Job, JobPhase, JobState, JobStatus};

@@ -88,6 +88,7 @@ struct Inner {
     info: ModelInfo,
     profile: Profile,
     image_input: bool,
+    host_bytes: u64,
     log: Log,
     scheduler: Scheduler,
     /// One image at a time: others wait.
@@ -176,11 +177,13 @@ impl Model {
             seed: 0,
         };
         let pipeline = Pipeline::load(context, profile, parts, tokens, &usual)?;
+        let host_bytes = pipeline.host_bytes();
         let path = parts.transformer.checkpoint().path();
         report::model(context.log(), path, &info, profile, &pipeline, start.elapsed());
         let (image_input, log) = (options.image_input, context.log().clone());
         let (scheduler, key) = (context.scheduler().clone(), Key::new());
-        Ok(Model(Arc::new(Inner { pipeline, info, profile, image_input, log, scheduler, key })))
+        let inner = Inner { pipeline, info, profile, image_input, host_bytes, log, scheduler, key };
+        Ok(Model(Arc::new(inner)))
     }
 
     /// Bytes of GPU memory that the model takes: its weights and those of its LoRAs, and the temporaries of its images,
@@ -199,9 +202,9 @@ impl Model {
         self.0.image_input
     }
 
-    /// Bytes of weights in the host's memory.
+    /// Bytes of the model's weights in the host's memory.
     pub fn host_bytes(&self) -> u64 {
-        0
+        self.0.host_bytes
     }
 
     /// Where calls wait for their turn at this model.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod files;
+mod loading;
 mod loras;
 mod memory;
 
@@ -19,9 +20,12 @@ fn demo() -> PathBuf {
 }
 
 fn load(sources: &[&Path]) -> Result<Model> {
+    load_sources(sources.iter().map(|path| Source::from(*path)).collect())
+}
+
+fn load_sources(sources: Vec<Source>) -> Result<Model> {
     let context =
         Context::new(ContextOptions { device: DeviceSelect::Cpu, threads: 2, ..Default::default() })?;
-    let sources = sources.iter().map(|path| Source::from(*path)).collect();
     Model::load(&context, &ModelOptions { sources, ..Default::default() })
 }
 

@@ -127,6 +127,19 @@ fn memory_that_is_not_to_be_had_is_an_error() {
 }
 
 #[test]
+fn a_part_counts_for_itself_and_for_the_whole() {
+    let whole = HostMemory::default();
+    let part = whole.part();
+    let take = |memory, len| Buf::<u8>::zeroed(memory, len, "tests").unwrap();
+    let (one, other) = (take(&whole, 10), take(&part, 5));
+    assert_eq!((whole.used(), part.used()), (15, 5));
+    drop(one);
+    assert_eq!((whole.used(), part.used(), whole.peak(), part.peak()), (5, 5, 15, 5));
+    drop((part, other));
+    assert_eq!(whole.used(), 0);
+}
+
+#[test]
 fn hollow_memory_only_counts() {
     let memory = HostMemory::default();
     let full = Buf::<u8>::zeroed(&memory, 5, "").unwrap();

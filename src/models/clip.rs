@@ -278,8 +278,9 @@ impl<'a> Names<'a> {
         let dense = |part: &str, n, k| self.weights.dense(&self.name(&name(part)), n, k, true);
         let norm = |part: &str| self.norm(dev, &name(part), config);
         let parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
-        let [q, k, v] = parts.map(|part| dense(part, hidden, hidden));
-        let qkv = LinearSource::Dense(fuse_rows([q?, k?, v?]));
+        let [q, k, v] = parts;
+        let [q, k, v] = [dense(q, hidden, hidden)?, dense(k, hidden, hidden)?, dense(v, hidden, hidden)?];
+        let qkv = LinearSource::Dense(fuse_rows([q, k, v]));
         let qkv = sites.linear(dev, Usage::Encoder, &qkv, parts.iter().map(|part| name(part)))?;
         let mut linear = |part: &str, n, k| {
             sites.linear(

@@ -207,8 +207,9 @@ impl<D: Device> Layer<D> {
             dev.load_tensor(&weights.f32(&name, &[d_model])?, d_model)
         };
         let parts = ["0.SelfAttention.q", "0.SelfAttention.k", "0.SelfAttention.v"];
-        let [q, k, v] = parts.map(|part| linear_or_awq(weights, &name(part), inner, d_model));
-        let qkv = match [q?, k?, v?] {
+        let source = |part| linear_or_awq(weights, &name(part), inner, d_model);
+        let [q, k, v] = parts;
+        let qkv = match [source(q)?, source(k)?, source(v)?] {
             [LinearSource::Dense(q), LinearSource::Dense(k), LinearSource::Dense(v)] => {
                 LinearSource::Dense(fuse_rows([q, k, v]))
             }

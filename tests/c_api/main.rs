@@ -16,5 +16,6 @@ mod loras;
 mod models;
 mod pictures;
 mod programs;
+mod sources;
 mod structs;
 mod support;

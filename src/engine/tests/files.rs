@@ -1,5 +1,6 @@
 use std::io::Read;
 use std::os::unix::fs::symlink;
+use std::sync::Arc;
 
 use flate2::read::GzDecoder;
 use serde_json::{Value, json};
@@ -72,6 +73,12 @@ fn single_files_make_the_picture_of_a_diffusers_folder() {
     assert!(want.iter().any(|&v| v != want[0]));
     let sources: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
     assert!(picture(&load(&sources).unwrap(), &[]) == want);
+    // in memory and without names, the other way round
+    let memory = |path: &&Path| {
+        let bytes: Arc<Vec<u8>> = std::fs::read(path).unwrap().into();
+        Source::Memory { name: None, bytes }
+    };
+    assert!(picture(&load_sources(sources.iter().rev().map(memory).collect()).unwrap(), &[]) == want);
     // a folder with all of them, as ComfyUI's models
     assert!(picture(&load(&[single.path()]).unwrap(), &[]) == want);
 }
