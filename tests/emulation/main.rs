@@ -544,7 +544,8 @@ fn weights_become_bf16_exactly() {
     let layer = Layer::random(256, 192, 0, false, 14);
     let (n, k, reciprocals) = (layer.n, layer.k, layer.reciprocals());
     for (kernel, source) in [("unpack_int4_bf16", layer.source()), ("unpack_nvfp4_bf16", nvfp4(&layer, 15))] {
-        let (unpacked, mut row) = (pack::Unpacked::of(&source), vec![0.0; k]);
+        let (unpacked, mut row) =
+            (pack::Unpacked::of(&svdq::memory::HostMemory::default(), &source).unwrap(), vec![0.0; k]);
         let mut expected = Vec::new();
         for i in 0..n {
             unpacked.row(i, &mut row);
@@ -567,7 +568,8 @@ fn weights_become_bf16_exactly() {
 fn nvfp4_weights_are_folded_exactly() {
     let layer = Layer::random(256, 192, 0, false, 16);
     let (n, k, source) = (layer.n, layer.k, nvfp4(&layer, 17));
-    let (unpacked, mut row) = (pack::Unpacked::of(&source), vec![0.0; k]);
+    let (unpacked, mut row) =
+        (pack::Unpacked::of(&svdq::memory::HostMemory::default(), &source).unwrap(), vec![0.0; k]);
     for program in Program::all() {
         let mut args = packed(&source);
         args.extend([poison(4 * n), Arg::Int(k)]);

@@ -74,7 +74,7 @@ impl Linear {
         let fp4 = source.codes != Codes::Int4;
         let smooth = on.copy(&pack::unpack_vector(&source.smooth), "smoothing factors")?;
         let quantizer = Quantizer { profile, smooth, unsigned, fp4 };
-        let mut unpacked = Unpacked::of(source);
+        let mut unpacked = Unpacked::of(on.memory, source)?;
         let weights = if quantizer.is_float() {
             let mut weights = on.zeros(n * k, "weights")?;
             on.chunks(&mut weights, k, |row, weights| unpacked.row(row, weights))?;
@@ -82,7 +82,9 @@ impl Linear {
         } else {
             let (block, zero) = (quantizer.block(), quantizer.zero());
             if profile == Profile::W4A8 {
-                unpacked.scales = fold(on, &mut unpacked, k)?.repeat(k.div_ceil(block));
+                let folded = fold(on, &mut unpacked, k)?;
+                let blocks = vec![&folded[..]; k.div_ceil(block)];
+                unpacked.scales = Buf::concat(on.memory, &blocks, "weights' scales")?;
             }
             Weights::Int(IntPanels::pack(on, k, block, zero, &unpacked.codes, &unpacked.scales)?)
         };

@@ -80,6 +80,7 @@ fn memory_comes_back() {
     for round in 0..50 {
         let options = ModelOptions { sources: vec![demo().into()], ..Default::default() };
         let model = Model::load(&context, &options).unwrap();
+        assert_eq!(ledger.books().used, model.host_bytes());
         let lora = lora(&model, &folder).unwrap();
         if round % 10 == 0 {
             small_picture(&model, &[(lora.clone(), 0.5)]).unwrap();

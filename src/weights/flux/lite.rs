@@ -102,21 +102,21 @@ fn stack<'a>(w: &'a FluxWeights, prefix: &str, names: &[&str]) -> Result<LinearS
         part.smooth == parts[0].smooth && part.codes.group() == parts[0].codes.group()
     };
     if !parts.iter().all(alike) {
-        return Ok(LinearSource::Dense(stack_dense(&parts)));
+        return Ok(LinearSource::Dense(stack_dense(&parts)?));
     }
     Ok(LinearSource::Svdq(stack_svdq(&parts)))
 }
 
-fn stack_dense(parts: &[SvdqSource<'_>]) -> DenseSource<'static> {
+fn stack_dense(parts: &[SvdqSource<'_>]) -> Result<DenseSource<'static>> {
     let (k, weight) = (parts[0].k, Numbers::default());
     let mut all = DenseSource { n: 0, k, weight, bias: vec![], storage: Storage::F32 };
     for part in parts {
-        let DenseSource { n, weight, bias, .. } = pack::unpack_svdq(part);
+        let DenseSource { n, weight, bias, .. } = pack::unpack_svdq(part)?;
         all.n += n;
         all.weight.append(weight);
         all.bias.extend(bias);
     }
-    all
+    Ok(all)
 }
 
 /// In every layout but those of the low-rank branch, tiles of rows follow one another.
@@ -193,6 +193,7 @@ fn select_columns<'a>(source: SvdqSource<'a>, columns: std::ops::Range<usize>, b
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn values(count: usize, seed: usize) -> Vec<f32> {
@@ -229,8 +230,8 @@ mod tests {
         for fp4 in [false, true] {
             let parts =
                 [linear(128, 192, 32, 0, fp4), linear(256, 192, 0, 5, fp4), linear(128, 192, 16, 9, fp4)];
-            let stacked = pack::unpack_svdq(&stack_svdq(&parts));
-            let dense = stack_dense(&parts);
+            let stacked = pack::unpack_svdq(&stack_svdq(&parts)).unwrap();
+            let dense = stack_dense(&parts).unwrap();
             assert_eq!((stacked.n, stacked.bias), (512, dense.bias));
             for (i, (a, b)) in stacked.weight.iter().zip(&*dense.weight).enumerate() {
                 assert!((a - b).abs() <= 1e-5 * b.abs().max(1.0), "{i}: {a} {b}");
@@ -241,10 +242,11 @@ mod tests {
     #[test]
     fn columns_are_those_of_the_whole() {
         for fp4 in [false, true] {
-            let whole = pack::unpack_svdq(&linear(256, 320, 16, 3, fp4));
+            let whole = pack::unpack_svdq(&linear(256, 320, 16, 3, fp4)).unwrap();
             for (columns, bias) in [(0..128, false), (128..320, true)] {
                 let part =
-                    pack::unpack_svdq(&select_columns(linear(256, 320, 16, 3, fp4), columns.clone(), bias));
+                    pack::unpack_svdq(&select_columns(linear(256, 320, 16, 3, fp4), columns.clone(), bias))
+                        .unwrap();
                 for row in 0..256 {
                     assert_eq!(
                         part.weight[row * columns.len()..][..columns.len()],

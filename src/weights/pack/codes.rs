@@ -10,14 +10,19 @@
 
 /// Codes `-8..=7`, row-major `[n, k]`. `n` is a multiple of 128, `k` of 64.
 pub fn unpack_codes(qweight: &[u8], n: usize, k: usize) -> Vec<i8> {
-    assert_eq!(qweight.len(), n * k / 2);
-    let mut codes = vec![0i8; n * k];
+    let mut codes = vec![0; n * k];
+    unpack_codes_to(qweight, n, k, &mut codes);
+    codes
+}
+
+/// As [`unpack_codes`], into `codes`.
+pub(super) fn unpack_codes_to(qweight: &[u8], n: usize, k: usize, codes: &mut [i8]) {
+    assert_eq!([qweight.len(), codes.len()], [n * k / 2, n * k]);
     let words = qweight.as_chunks::<4>().0;
     for_each_word(n, k, |word, at| {
         let bytes = spread(u32::from_le_bytes(words[word])).to_le_bytes();
         codes[at..at + 8].copy_from_slice(&bytes.map(|b| b as i8));
     });
-    codes
 }
 
 /// The inverse of [`unpack_codes`]; codes outside `-8..=7` are taken modulo 16.

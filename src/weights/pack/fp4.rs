@@ -11,10 +11,15 @@ pub const E2M1: [f32; 16] =
 /// Channel `c` of group `g` is stored at byte
 /// `(((c/128 · k/64 + g/4) · 8 + c%8) · 16 + c%32/8 · 4 + c%128/32) · 4 + g%4`.
 pub fn unpack_fp4_scales(bytes: &[u8], n: usize, k: usize) -> Vec<f32> {
-    assert_eq!(bytes.len(), n * (k / 16));
     let mut scales = vec![0.0; bytes.len()];
-    for_each(n, k, |stored, at| scales[at] = E4M3[usize::from(bytes[stored])]);
+    unpack_fp4_scales_to(bytes, n, k, &mut scales);
     scales
+}
+
+/// As [`unpack_fp4_scales`], into `scales`.
+pub(super) fn unpack_fp4_scales_to(bytes: &[u8], n: usize, k: usize, scales: &mut [f32]) {
+    assert_eq!([bytes.len(), scales.len()], [n * (k / 16); 2]);
+    for_each(n, k, |stored, at| scales[at] = E4M3[usize::from(bytes[stored])]);
 }
 
 /// The inverse of [`unpack_fp4_scales`], of e4m3 codes.

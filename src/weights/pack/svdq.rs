@@ -1,17 +1,20 @@
 //! What the codes of an SVDQuant linear mean.
 
-use super::{
-    E2M1, unpack_codes, unpack_fp4_scales, unpack_lora_down, unpack_lora_up, unpack_vector, unpack_wscales,
-};
+use super::codes::unpack_codes_to;
+use super::fp4::unpack_fp4_scales_to;
+use super::vector::unpack_wscales_to;
+use super::{E2M1, unpack_lora_down, unpack_lora_up, unpack_vector};
+use crate::Result;
+use crate::memory::{Buf, HostMemory};
 use crate::ops::{Codes, DenseSource, Storage, SvdqSource};
 
 /// The quantised part of a linear: weight `[row, col]` is `levels[code] · scales[col/group][row]`, where `code` is the low
 /// four bits of `codes[row][col]`.
 pub struct Unpacked {
     /// `[n, k]`, -8..=7.
-    pub codes: Vec<i8>,
+    pub codes: Buf<i8>,
     /// `[k/group, n]`, whole: scales of the tensor and of channels are in them.
-    pub scales: Vec<f32>,
+    pub scales: Buf<f32>,
     /// The value of every code.
     pub levels: [f32; 16],
     /// Input channels that share a scale.
@@ -24,21 +27,29 @@ const INT4: [f32; 16] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0];
 
 impl Unpacked {
-    /// Unpacks codes and scales.
-    pub fn of(source: &SvdqSource<'_>) -> Self {
-        let (n, k) = (source.n, source.k);
-        let (scales, levels) = match &source.codes {
-            Codes::Int4 => (unpack_wscales(&source.wscales, n, k), INT4),
+    /// Unpacks codes and scales into `memory`.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfHostMemory`]
+    pub fn of(memory: &HostMemory, source: &SvdqSource<'_>) -> Result<Self> {
+        let (n, k, group) = (source.n, source.k, source.codes.group());
+        let mut scales = Buf::zeroed(memory, n * (k / group), "unpacked scales")?;
+        let levels = match &source.codes {
+            Codes::Int4 => {
+                unpack_wscales_to(&source.wscales, n, k, &mut scales);
+                INT4
+            }
             Codes::Fp4 { channel_scales } => {
-                let mut scales = unpack_fp4_scales(&source.wscales, n, k);
+                unpack_fp4_scales_to(&source.wscales, n, k, &mut scales);
                 for group in scales.chunks_exact_mut(n) {
                     group.iter_mut().zip(channel_scales).for_each(|(scale, channel)| *scale *= channel);
                 }
-                (scales, E2M1)
+                E2M1
             }
         };
-        let codes = unpack_codes(&source.qweight, n, k);
-        Unpacked { codes, scales, levels, group: source.codes.group(), n, k }
+        let mut codes = Buf::zeroed(memory, n * k, "unpacked weights")?;
+        unpack_codes_to(&source.qweight, n, k, &mut codes);
+        Ok(Unpacked { codes, scales, levels, group, n, k })
     }
 
     /// Writes the weights of output channel `row`: those of the smoothed input, without the low-rank branch.
@@ -54,10 +65,13 @@ impl Unpacked {
 }
 
 /// The linear as a dense one: `Q(W') / smooth + B A`, and its bias. Not for unsigned inputs, whose shift is in the bias.
-pub fn unpack_svdq(source: &SvdqSource<'_>) -> DenseSource<'static> {
+///
+/// # Errors
+/// [`crate::Error::OutOfHostMemory`]
+pub fn unpack_svdq(source: &SvdqSource<'_>) -> Result<DenseSource<'static>> {
     assert!(!source.unsigned, "the bias of an unsigned linear is not that of a dense one");
     let (n, k, rank) = (source.n, source.k, source.rank);
-    let unpacked = Unpacked::of(source);
+    let unpacked = Unpacked::of(&HostMemory::default(), source)?;
     let smooth = unpack_vector(&source.smooth);
     let down = unpack_lora_down(&source.lora_down, k, rank);
     let up = unpack_lora_up(&source.lora_up, n, rank);
@@ -70,5 +84,5 @@ pub fn unpack_svdq(source: &SvdqSource<'_>) -> DenseSource<'static> {
         }
     }
     let bias = unpack_vector(&source.bias);
-    DenseSource { n, k, weight: weight.into(), bias, storage: Storage::F32 }
+    Ok(DenseSource { n, k, weight: weight.into(), bias, storage: Storage::F32 })
 }

@@ -25,14 +25,19 @@ pub fn pack_vector(channels: &[f32]) -> Vec<u8> {
 /// Channel `c` of group `g` is stored at element `(c/128 · k/64 + g) · 128 + c%128/16 · 16`, plus its place in
 /// the vector order.
 pub fn unpack_wscales(bytes: &[u8], n: usize, k: usize) -> Vec<f32> {
-    assert!(n.is_multiple_of(128) && k.is_multiple_of(64), "[{n}, {k}] is not made of 128 x 64 tiles");
-    assert_eq!(bytes.len(), n * (k / 64) * 2);
     let mut scales = vec![0.0; n * (k / 64)];
+    unpack_wscales_to(bytes, n, k, &mut scales);
+    scales
+}
+
+/// As [`unpack_wscales`], into `scales`.
+pub(super) fn unpack_wscales_to(bytes: &[u8], n: usize, k: usize, scales: &mut [f32]) {
+    assert!(n.is_multiple_of(128) && k.is_multiple_of(64), "[{n}, {k}] is not made of 128 x 64 tiles");
+    assert_eq!([bytes.len(), scales.len()], [n * (k / 64) * 2, n * (k / 64)]);
     for (i, tile) in bytes.chunks_exact(256).enumerate() {
         let (rows, group) = (i / (k / 64), i % (k / 64));
         unpack_into(tile, &mut scales[group * n + rows * 128..][..128]);
     }
-    scales
 }
 
 /// The inverse of [`unpack_wscales`].

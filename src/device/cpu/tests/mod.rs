@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod cancel;
 mod golden;
 mod image;
 mod linear;
