@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs libsvdq for C and C++: header, shared and static library, CMake package, pkg-config file.
+# Installs libsvdq for C and C++: headers, shared and static library, CMake package, pkg-config file.
 #
 #   packaging/install.sh [--prefix /usr/local] [--destdir DIR] [--from DIR]
 #   packaging/install.sh --archive DIR [--from DIR]
@@ -56,7 +56,7 @@ fill() {
 # tree FOLDER: the files of an installation.
 tree() {
     mkdir -p "$1"/{include,lib/cmake/svdq,lib/pkgconfig,share/doc/svdq}
-    copy 644 "$sources/include/svdq.h" "$1/include/"
+    copy 644 "$sources/include/svdq.h" "$sources/bindings/cpp/svdq.hpp" "$1/include/"
     copy 755 "$from/libsvdq.so" "$1/lib/libsvdq.so.$version"
     ln -sf "libsvdq.so.$version" "$1/lib/libsvdq.so.$major"
     ln -sf "libsvdq.so.$major" "$1/lib/libsvdq.so"

@@ -21,7 +21,7 @@ mkdir -p "$(dirname "$out")"
 cp -R "$here/SVDQ" "$out"
 library=$out/Source/ThirdParty/SVDQLibrary
 mkdir -p "$library/include"
-cp "$here/../../include/svdq.h" "$library/include/"
+cp "$here/../../include/svdq.h" "$here/../cpp/svdq.hpp" "$library/include/"
 
 while [ $# -gt 0 ]; do
     case $1 in

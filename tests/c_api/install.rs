@@ -49,6 +49,7 @@ fn installs_what_c_programs_need_and_no_paths() {
     let prefix = moved(&scratch("install"));
     let expected = [
         "include/svdq.h",
+        "include/svdq.hpp",
         "lib/cmake/svdq/svdqConfig.cmake",
         "lib/cmake/svdq/svdqConfigVersion.cmake",
         "lib/libsvdq.a",
@@ -161,6 +162,7 @@ fn the_archive_has_everything_and_is_reproducible() {
     for file in [
         "README.md",
         "include/svdq.h",
+        "include/svdq.hpp",
         "lib/libsvdq.so.0.1.0",
         "lib/libsvdq.a",
         "lib/cmake/svdq/svdqConfig.cmake",
