@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod cpp;
 mod support;
 mod unity;
 mod unreal;

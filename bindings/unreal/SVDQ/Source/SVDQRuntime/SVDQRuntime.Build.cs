@@ -1,0 +1,12 @@
+using UnrealBuildTool;
+
+// Not named SVDQ: UnrealBuildTool would define SVDQ_API for it, which is svdq.h's own macro.
+public class SVDQRuntime : ModuleRules
+{
+	public SVDQRuntime(ReadOnlyTargetRules Target) : base(Target)
+	{
+		PCHUsage = PCHUsageMode.UseExplicitOrSharedPCHs;
+		PublicDependencyModuleNames.AddRange(new string[] { "Core", "CoreUObject", "DeveloperSettings", "Engine" });
+		PrivateDependencyModuleNames.AddRange(new string[] { "Projects", "SVDQLibrary" });
+	}
+}

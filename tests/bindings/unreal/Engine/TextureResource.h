@@ -1,0 +1,3 @@
+#pragma once
+
+#include "Engine/Texture2D.h"
