@@ -108,7 +108,7 @@
 #define SVDQ_LOG_ERROR 1
 
 /**
- * Something is not as it was asked for: the CPU is used, a prompt was cut.
+ * Something is not as it was asked for: the CPU is used, a LoRA has tensors without a place.
  */
 #define SVDQ_LOG_WARNING 2
 

@@ -35,7 +35,7 @@ pub const SVDQ_PRIORITY_HIGH: u32 = 2;
 
 /// Something failed in a thread of the library.
 pub const SVDQ_LOG_ERROR: i32 = 1;
-/// Something is not as it was asked for: the CPU is used, a prompt was cut.
+/// Something is not as it was asked for: the CPU is used, a LoRA has tensors without a place.
 pub const SVDQ_LOG_WARNING: i32 = 2;
 /// What was opened and loaded.
 pub const SVDQ_LOG_INFO: i32 = 3;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::scheduler::{Lane, Place, Turn, Work};
-use super::{Context, GenerateParams, ImageMut, Lora, Model, ModelOptions, Progress};
+use super::{Context, GenerateParams, ImageMut, Log, Lora, Model, ModelOptions, Progress, report};
 use crate::memory::{Buf, HostMemory};
 use crate::weights::Loading;
 use crate::{Cancel, Error, Result};
@@ -325,19 +325,24 @@ struct Task<T> {
 }
 
 trait Make: Send {
+    /// For the log.
+    const NAME: &'static str;
+
+    fn log(&self) -> &Log;
+
     fn make(&self, shared: &Shared, turn: &Turn) -> Result<Output>;
 }
 
 impl<T: Make> Work for Task<T> {
     fn run(self: Box<Self>, turn: Turn) {
         let Task { what, running: Guard(ref shared) } = *self;
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            let result = what.make(shared, &turn);
-            // Whoever sees that the job has ended may take the next turn, and finds nothing held.
-            drop((what, turn));
-            result
-        }));
-        shared.end(result.unwrap_or_else(|panic| Err(Error::panic(&*panic))));
+        let start = Instant::now();
+        let result = catch_unwind(AssertUnwindSafe(|| what.make(shared, &turn)));
+        let result = result.unwrap_or_else(|panic| Err(Error::panic(&*panic)));
+        report::job(what.log(), T::NAME, &result, start.elapsed());
+        // Whoever sees that the job has ended may take the next turn, and finds nothing held.
+        drop((what, turn));
+        shared.end(result);
     }
 }
 
@@ -354,6 +359,12 @@ const ENCODED: f32 = 0.05;
 const DENOISED: f32 = 0.95;
 
 impl Make for Picture {
+    const NAME: &'static str = "a picture";
+
+    fn log(&self) -> &Log {
+        self.model.log()
+    }
+
     fn make(&self, shared: &Shared, turn: &Turn) -> Result<Output> {
         shared.advance(JobPhase::Encode, 0, 0.0);
         let params = GenerateParams { prompt: &self.prompt, loras: &self.loras, ..self.params.clone() };
@@ -379,6 +390,12 @@ struct Load {
 }
 
 impl Make for Load {
+    const NAME: &'static str = "loading a model";
+
+    fn log(&self) -> &Log {
+        self.context.log()
+    }
+
     fn make(&self, shared: &Shared, turn: &Turn) -> Result<Output> {
         shared.advance(JobPhase::Load, 0, 0.0);
         turn.cancel().check()?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::device::Pipeline;
 use super::{Log, LoraInfo, ModelInfo};
 use crate::ops::Profile;
+use crate::{Error, Result};
 
 /// A model was loaded.
 pub(super) fn model(
@@ -53,4 +54,14 @@ pub(super) fn lora(log: &Log, path: &Path, info: &LoraInfo, time: Duration) {
         info.modules,
         time.as_millis()
     ));
+}
+
+/// A job has come to its end.
+pub(super) fn job<T>(log: &Log, what: &str, result: &Result<T>, time: Duration) {
+    let time = time.as_millis();
+    match result {
+        Ok(_) => log.debug(format_args!("{what}: done in {time} ms")),
+        Err(Error::Cancelled) => log.debug(format_args!("{what}: cancelled after {time} ms")),
+        Err(error) => log.error(format_args!("{what}: {error}")),
+    }
 }

@@ -8,7 +8,7 @@ use std::{ptr, thread};
 
 use svdq::capi::*;
 
-use crate::support::{c, demo, load_into, lora, lora_file, ok, sized, source};
+use crate::support::{c, demo, load_into, lora, lora_file, model_params, ok, sized, source};
 
 type Lines = Mutex<Vec<(i32, String)>>;
 
@@ -58,6 +58,27 @@ fn a_log_says_what_was_opened_and_loaded() {
         assert!(*level == expected_level && line.contains(part), "{line:?} without {part:?}");
     }
     unsafe { (svdq_lora_release(lora), svdq_model_release(model), svdq_context_release(context)) };
+}
+
+#[test]
+fn a_log_says_what_came_of_jobs() {
+    let context = create(|_| ());
+    let model = load_into(context, &demo());
+    let nowhere = [source(c"/nowhere")];
+    let picture = svdq_generate_params { width: 16, height: 16, steps: 1, prompt: c"a".as_ptr(), ..sized() };
+    let (mut load, mut job) = (ptr::null_mut(), ptr::null_mut());
+    unsafe {
+        ok(svdq_job_submit_load(context, &model_params(&nowhere), &mut load));
+        assert_eq!(svdq_job_wait(load, u32::MAX), SVDQ_ERR_NOT_FOUND);
+        ok(svdq_job_submit(model, &picture, &mut job));
+        ok(svdq_job_wait(job, u32::MAX));
+    }
+    let lines = read_all(context);
+    let [_, _, failed, done] = &lines[..] else { panic!("{lines:#?}") };
+    assert!(failed.0 == SVDQ_LOG_ERROR && failed.1.starts_with("loading a model: /nowhere"), "{failed:?}");
+    assert!(done.0 == SVDQ_LOG_DEBUG && done.1.starts_with("a picture: done in "), "{done:?}");
+    unsafe { (svdq_job_release(load), svdq_job_release(job)) };
+    unsafe { (svdq_model_release(model), svdq_context_release(context)) };
 }
 
 #[test]

@@ -181,9 +181,15 @@ fn a_waiting_job_is_cancelled_at_once() {
 }
 
 /// Work that the test decides on.
-struct Act<F: Fn(&Turn) -> Result<Output> + Send>(F);
+struct Act<F: Fn(&Turn) -> Result<Output> + Send>(F, Log);
 
 impl<F: Fn(&Turn) -> Result<Output> + Send> Make for Act<F> {
+    const NAME: &'static str = "an act";
+
+    fn log(&self) -> &Log {
+        &self.1
+    }
+
     fn make(&self, shared: &Shared, turn: &Turn) -> Result<Output> {
         shared.advance(JobPhase::Encode, 0, 0.0);
         self.0(turn)
@@ -192,7 +198,7 @@ impl<F: Fn(&Turn) -> Result<Output> + Send> Make for Act<F> {
 
 fn submit(scheduler: &Scheduler, key: Key, act: impl Fn(&Turn) -> Result<Output> + Send + 'static) -> Job {
     let shared = Shared::new(JobStatus::default(), &HostMemory::default());
-    let work = Box::new(Task { what: Act(act), running: Guard(shared.clone()) });
+    let work = Box::new(Task { what: Act(act, Log::default()), running: Guard(shared.clone()) });
     let place = scheduler.submit(Lane::Pictures, Some(key), shared.cancel.clone(), work).unwrap();
     Job { shared, place }
 }
