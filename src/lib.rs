@@ -16,6 +16,7 @@ pub mod models;
 pub mod ops;
 pub mod pipeline;
 pub mod quantize;
+mod threads;
 pub mod weights;
 
 pub use cancel::Cancel;

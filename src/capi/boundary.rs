@@ -4,20 +4,24 @@
 //! is the caller's promise, made by the header: a pointer that is not NULL points to as much memory
 //! as its type, its `struct_size` or the capacity beside it says.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char};
 use std::mem::{MaybeUninit, size_of};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
+use std::sync::Once;
+use std::thread;
 
 use super::result::code;
 use super::{SVDQ_OK, svdq_result};
-use crate::{Error, Result};
+use crate::{Error, Result, threads};
 
 /// No struct of this API ever grows beyond this many bytes: a larger `struct_size` is garbage.
 const MAX_STRUCT_SIZE: usize = 4096;
 
 thread_local! {
+    /// Whether this thread is in a function of the library.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
     static LAST_ERROR: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
@@ -39,9 +43,31 @@ pub(super) fn guard_code(body: impl FnOnce() -> Result<svdq_result>) -> svdq_res
 
 /// `body`'s outcome; a panic is [`Error::Internal`].
 pub(super) fn catch<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    hush();
+    let before = INSIDE.try_with(|inside| inside.replace(true)).unwrap_or(true);
     // A body that panics leaves nothing half done at this level: it owns what it makes, and writes to
     // the caller's structs last. What it shares with other calls lies behind locks of the engine.
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(Error::panic(&*panic)))
+    let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(Error::panic(&*panic)));
+    let _ = INSIDE.try_with(|inside| inside.set(before));
+    result
+}
+
+/// From now on panics in the library print nothing: they become errors. Those of other code, which there is where the
+/// program is written in Rust, are reported as before.
+fn hush() {
+    static ONCE: Once = Once::new();
+    // The hook cannot be changed while the thread panics.
+    if ONCE.is_completed() || thread::panicking() {
+        return;
+    }
+    ONCE.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            if !INSIDE.try_with(Cell::get).unwrap_or(false) && !threads::is_one() {
+                before(panic);
+            }
+        }));
+    });
 }
 
 /// The text of the last error in this thread.

@@ -7,10 +7,10 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::{Cancel, Error, Result};
+use crate::{Cancel, Error, Result, threads};
 
 /// Which thread does a piece of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,14 +102,14 @@ impl Scheduler {
     pub(super) fn new() -> Result<Self> {
         let line = Arc::new(Line { state: Mutex::default(), changed: Condvar::new() });
         let scheduler = Scheduler(Arc::new(Threads { line, handles: Mutex::default() }));
-        for (name, lane) in [("svdq-pictures", Lane::Pictures), ("svdq-loads", Lane::Loads)] {
+        for (name, lane) in [("-pictures", Lane::Pictures), ("-loads", Lane::Loads)] {
             let line = scheduler.0.line.clone();
             line.state().threads += 1;
-            match thread::Builder::new().name(name.into()).spawn(move || line.serve(lane)) {
+            match threads::builder(name).spawn(move || line.serve(lane)) {
                 Ok(handle) => lock(&scheduler.0.handles).push(handle),
                 Err(error) => {
                     scheduler.0.line.state().threads -= 1;
-                    return Err(Error::Internal(format!("cannot start a thread: {error}")));
+                    return Err(threads::refused(error));
                 }
             }
         }

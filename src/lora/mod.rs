@@ -17,7 +17,7 @@ use std::thread;
 
 use crate::ops::Device;
 use crate::weights::Checkpoint;
-use crate::{Error, Result};
+use crate::{Error, Result, threads};
 pub use describe::Description;
 pub use names::Network;
 pub use sites::{Attached, Linear, Patch, Run, Sites, Target, Vector};
@@ -87,13 +87,16 @@ pub fn load<D: Device>(dev: &D, file: &Checkpoint, sites: [&Sites; 3]) -> Result
 
 /// `one` of every item, in their order, by several threads: values are checked as fast as memory is read.
 fn in_parallel<T: Sync, R: Send>(items: &[T], one: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
-    let threads = thread::available_parallelism().map_or(1, |count| count.get().min(8));
+    let count = thread::available_parallelism().map_or(1, |count| count.get().min(8));
     thread::scope(|scope| {
         let one = &one;
-        let part = |items| scope.spawn(move || Vec::from_iter(<[T]>::iter(items).map(one)));
-        let parts: Vec<_> = items.chunks(items.len().div_ceil(threads).max(1)).map(part).collect();
+        let part = |items| {
+            let work = move || Vec::from_iter(<[T]>::iter(items).map(one));
+            threads::builder("-lora").spawn_scoped(scope, work).map_err(threads::refused)
+        };
+        let parts: Vec<_> = items.chunks(items.len().div_ceil(count).max(1)).map(part).collect();
         let lost = |_| Error::Internal("a thread that reads a LoRA has died".into());
-        let done = parts.into_iter().map(|part| part.join().map_err(lost));
+        let done = parts.into_iter().map(|part| part?.join().map_err(lost));
         Vec::from_iter(done).into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect()
     })
 }

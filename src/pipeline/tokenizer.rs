@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::weights::{Location, read_json, read_text};
-use crate::{Error, Result};
+use crate::{Error, Result, threads};
 
 /// Longer prompts are refused: no prompt of this size is meant, and tokenising it takes seconds.
 const MAX_PROMPT_BYTES: usize = 1 << 20;
@@ -144,8 +144,8 @@ fn guarded<T>(f: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<
 /// a thread-local table, which lives as long as the thread: the caller's would grow from model to model.
 fn in_thread<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T> {
     thread::scope(|scope| {
-        let thread = thread::Builder::new().spawn_scoped(scope, f);
-        let thread = thread.map_err(|e| Error::Internal(format!("cannot start a thread: {e}")))?;
+        let thread = threads::builder("-tokenizer").spawn_scoped(scope, f);
+        let thread = thread.map_err(threads::refused)?;
         thread.join().map_err(|_| Error::Internal("the tokenizer panicked".into()))
     })
 }

@@ -67,6 +67,27 @@ fn the_example_says_what_is_wrong() {
     assert!(error.starts_with("/nowhere/a.ppm: "), "{error}");
 }
 
+/// It writes nothing and asks the environment for nothing. environment.c, which is told of every question, proves it: it
+/// tells, once, of its own.
+#[test]
+fn the_library_is_quiet() {
+    let folder = scratch("quiet");
+    let (program, environment) = (shared("tests/c_api/quiet.c", &folder), folder.join("environment.so"));
+    let source = repository("tests/c_api/environment.c");
+    run(cc().args(["-shared", "-fPIC", "-o"]).arg(&environment).arg(source).arg("-ldl"));
+    let speaks = |question: &str| {
+        let mut quiet = Command::new(&program);
+        quiet.env("LD_PRELOAD", &environment).env("RUST_BACKTRACE", "1");
+        quiet.arg(repository("assets/demo")).arg(repository("README.md")).arg(question);
+        let output = quiet.output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        assert!(output.status.success(), "{}: {}", output.status, text(output.stderr));
+        text(output.stdout) + &text(output.stderr)
+    };
+    assert_eq!(speaks(""), "");
+    assert_eq!(speaks("SVDQ_QUESTION"), "asked for SVDQ_QUESTION\n");
+}
+
 #[test]
 fn memory_does_not_grow() {
     let program = shared("tests/c_api/lifecycle.c", &scratch("lifecycle"));

@@ -11,6 +11,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::threads;
+
 /// How long an idle thread looks for work before it sleeps: longer than the pause between two
 /// operations, and too short to be noticed.
 const SPIN: Duration = Duration::from_micros(50);
@@ -92,7 +94,7 @@ impl Pool {
         let mut pool = Pool { shared, workers: Vec::new(), turn: Mutex::new(()) };
         for thread in 1..threads {
             let shared = pool.shared.clone();
-            let builder = std::thread::Builder::new().name("svdq".into());
+            let builder = threads::builder("");
             pool.workers.push(builder.spawn(move || shared.serve(thread))?);
         }
         Ok(pool)

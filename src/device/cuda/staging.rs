@@ -11,7 +11,7 @@ use std::thread;
 use super::api::{CUdeviceptr, CUevent};
 use super::driver::Context;
 use crate::memory::{Buf, HostMemory};
-use crate::{Error, Result};
+use crate::{Error, Result, threads};
 
 /// Bytes of a piece, and how many there are.
 const PIECE: usize = 16 << 20;
@@ -78,7 +78,7 @@ impl Staging {
             let len = PIECE.min(bytes - start);
             // SAFETY: `Ring::next` has initialised the piece, and nobody else has it now.
             let part = unsafe { std::slice::from_raw_parts_mut(piece.memory, len) };
-            in_shares(part, |offset, share| fill(start + offset, share));
+            in_shares(part, |offset, share| fill(start + offset, share))?;
             // SAFETY: the piece stays as it is until its event is reached.
             unsafe {
                 copy_async(context, to + start as u64, piece.memory, len)?;
@@ -146,26 +146,28 @@ unsafe fn copy_async(context: &Context, to: CUdeviceptr, from: *const u8, bytes:
 }
 
 /// Calls `fill` with all shares of `to` and where they begin, in several threads.
-fn in_shares(to: &mut [u8], fill: impl Fn(usize, &mut [u8]) + Sync) {
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS);
-    let share = to.len().div_ceil(threads).max(SHARE);
+fn in_shares(to: &mut [u8], fill: impl Fn(usize, &mut [u8]) + Sync) -> Result<()> {
+    let count = thread::available_parallelism().map_or(1, usize::from).min(THREADS);
+    let share = to.len().div_ceil(count).max(SHARE);
     thread::scope(|scope| {
         let fill = &fill;
         let mut shares = to.chunks_mut(share).enumerate();
         let own = shares.next();
         for (i, to) in shares {
-            scope.spawn(move || fill(i * share, to));
+            let work = move || fill(i * share, to);
+            threads::builder("-copy").spawn_scoped(scope, work).map_err(threads::refused)?;
         }
         if let Some((_, to)) = own {
             fill(0, to);
         }
-    });
+        Ok(())
+    })
 }
 
 /// Copies `from` to `to`, of the same size, with several threads: one alone is slower than the bus, above all
 /// where `from` is a file that has to be mapped page by page.
-fn copy(from: &[u8], to: &mut [u8]) {
-    in_shares(to, |start, share| share.copy_from_slice(&from[start..][..share.len()]));
+fn copy(from: &[u8], to: &mut [u8]) -> Result<()> {
+    in_shares(to, |start, share| share.copy_from_slice(&from[start..][..share.len()]))
 }
 
 /// `parts` one after the other.
@@ -179,7 +181,7 @@ pub(super) fn concat<T: AsRef<[u8]>>(memory: &HostMemory, parts: &[T]) -> Result
     for part in parts {
         let part = part.as_ref();
         let (to, after) = rest.split_at_mut(part.len());
-        copy(part, to);
+        copy(part, to)?;
         rest = after;
     }
     Ok(all)
