@@ -51,7 +51,7 @@ namespace Svdq.Native
         /// </summary>
         internal const int SVDQ_LOG_ERROR = 1;
         /// <summary>
-        ///  Something is not as it was asked for: the CPU is used, a prompt was cut.
+        ///  Something is not as it was asked for: the CPU is used, a LoRA has tensors without a place.
         /// </summary>
         internal const int SVDQ_LOG_WARNING = 2;
         /// <summary>
