@@ -53,7 +53,11 @@ fn raw_bindings_are_fresh() {
         .csharp_generate_const_filter(|name| name.starts_with("SVDQ_"))
         .generate_csharp_file(&generated)
         .unwrap();
-    fresh(&package().join("Runtime/Native/Api.cs"), &fs::read_to_string(generated).unwrap());
+    // The documentation is svdq.h's.
+    let generated = fs::read_to_string(generated).unwrap();
+    let mut lines: Vec<_> = generated.lines().filter(|line| !line.trim_start().starts_with("///")).collect();
+    lines.dedup_by(|line, before| line.trim().is_empty() && before.trim().is_empty());
+    fresh(&package().join("Runtime/Native/Api.cs"), &(lines.join("\n") + "\n"));
 }
 
 #[test]

@@ -7,1198 +7,341 @@
 using System;
 using System.Runtime.InteropServices;
 
-
 namespace Svdq.Native
 {
     internal static unsafe partial class Api
     {
         const string __DllName = "svdq";
 
-        /// <summary>
-        ///  The first GPU that this library can use, or the CPU if there is none; the log says why.
-        /// </summary>
         internal const uint SVDQ_DEVICE_BEST = 0;
-        /// <summary>
-        ///  The GPU of number device_index, as svdq_device_get_info counts them.
-        /// </summary>
         internal const uint SVDQ_DEVICE_INDEX = 1;
-        /// <summary>
-        ///  The GPU whose UUID device_id is.
-        /// </summary>
         internal const uint SVDQ_DEVICE_UUID = 2;
-        /// <summary>
-        ///  The GPU whose LUID the first 8 bytes of device_id are: the one that Direct3D renders with.
-        /// </summary>
         internal const uint SVDQ_DEVICE_LUID = 3;
-        /// <summary>
-        ///  The CPU.
-        /// </summary>
         internal const uint SVDQ_DEVICE_CPU = 4;
-        /// <summary>
-        ///  Graphics and the program's other work on the GPU go first.
-        /// </summary>
         internal const uint SVDQ_PRIORITY_LOW = 0;
-        /// <summary>
-        ///  Half-way between the lowest and the highest priority that the GPU has.
-        /// </summary>
         internal const uint SVDQ_PRIORITY_BALANCED = 1;
-        /// <summary>
-        ///  Pictures go first.
-        /// </summary>
         internal const uint SVDQ_PRIORITY_HIGH = 2;
-        /// <summary>
-        ///  Something failed in a thread of the library.
-        /// </summary>
         internal const int SVDQ_LOG_ERROR = 1;
-        /// <summary>
-        ///  Something is not as it was asked for: the CPU is used, a LoRA has tensors without a place.
-        /// </summary>
         internal const int SVDQ_LOG_WARNING = 2;
-        /// <summary>
-        ///  What was opened and loaded.
-        /// </summary>
         internal const int SVDQ_LOG_INFO = 3;
-        /// <summary>
-        ///  What was made.
-        /// </summary>
         internal const int SVDQ_LOG_DEBUG = 4;
-        /// <summary>
-        ///  Bytes in memory: red, green, blue, 255.
-        /// </summary>
         internal const uint SVDQ_FORMAT_RGBA8 = 1;
-        /// <summary>
-        ///  Bytes in memory: blue, green, red, 255.
-        /// </summary>
         internal const uint SVDQ_FORMAT_BGRA8 = 2;
-        /// <summary>
-        ///  Bytes in memory: red, green, blue.
-        /// </summary>
         internal const uint SVDQ_FORMAT_RGB8 = 3;
-        /// <summary>
-        ///  The first row in memory is the bottom row of the picture.
-        /// </summary>
         internal const uint SVDQ_IMAGE_BOTTOM_UP = 1;
-        /// <summary>
-        ///  The job waits for its turn.
-        /// </summary>
         internal const uint SVDQ_JOB_QUEUED = 0;
-        /// <summary>
-        ///  The job runs.
-        /// </summary>
         internal const uint SVDQ_JOB_RUNNING = 1;
-        /// <summary>
-        ///  The job is done: its picture or model is there.
-        /// </summary>
         internal const uint SVDQ_JOB_DONE = 2;
-        /// <summary>
-        ///  The job was cancelled before it was done.
-        /// </summary>
         internal const uint SVDQ_JOB_CANCELLED = 3;
-        /// <summary>
-        ///  The job failed: svdq_job_error says why.
-        /// </summary>
         internal const uint SVDQ_JOB_FAILED = 4;
-        /// <summary>
-        ///  The job has not begun, or has ended.
-        /// </summary>
         internal const uint SVDQ_PHASE_NONE = 0;
-        /// <summary>
-        ///  The model is loaded.
-        /// </summary>
         internal const uint SVDQ_PHASE_LOAD = 1;
-        /// <summary>
-        ///  The prompt is encoded.
-        /// </summary>
         internal const uint SVDQ_PHASE_ENCODE = 2;
-        /// <summary>
-        ///  The picture is denoised, step by step.
-        /// </summary>
         internal const uint SVDQ_PHASE_DENOISE = 3;
-        /// <summary>
-        ///  Latents become pixels.
-        /// </summary>
         internal const uint SVDQ_PHASE_DECODE = 4;
-        /// <summary>
-        ///  The finished picture.
-        /// </summary>
         internal const uint SVDQ_JOB_IMAGE = 0;
-        /// <summary>
-        ///  The newest preview.
-        /// </summary>
         internal const uint SVDQ_JOB_PREVIEW = 1;
-        /// <summary>
-        ///  Activations in 4 bits, which is what the checkpoints are made for.
-        /// </summary>
         internal const uint SVDQ_PROFILE_W4A4 = 1;
-        /// <summary>
-        ///  Activations in 8 bits: closer to the 16-bit model.
-        /// </summary>
         internal const uint SVDQ_PROFILE_W4A8 = 2;
-        /// <summary>
-        ///  Activations are not quantised.
-        /// </summary>
         internal const uint SVDQ_PROFILE_W4A16 = 3;
-        /// <summary>
-        ///  FLUX.1-dev and models like it, which take a guidance scale.
-        /// </summary>
         internal const uint SVDQ_FAMILY_FLUX1_DEV = 1;
-        /// <summary>
-        ///  FLUX.1-schnell and models like it, which take none.
-        /// </summary>
         internal const uint SVDQ_FAMILY_FLUX1_SCHNELL = 2;
-        /// <summary>
-        ///  The transformer's weights are 4-bit integers with a low-rank branch.
-        /// </summary>
         internal const uint SVDQ_PRECISION_INT4 = 1;
-        /// <summary>
-        ///  The transformer's weights are 4-bit floats (NVFP4) with a low-rank branch.
-        /// </summary>
         internal const uint SVDQ_PRECISION_NVFP4 = 2;
-        /// <summary>
-        ///  Flag of a model: it is to take pictures to start from, so that its VAE's encoder is kept too.
-        /// </summary>
         internal const uint SVDQ_MODEL_IMAGE_INPUT = 1;
-        /// <summary>
-        ///  The call did what it says.
-        /// </summary>
         internal const int SVDQ_OK = 0;
-        /// <summary>
-        ///  Not there yet: a job still runs. Not an error.
-        /// </summary>
         internal const int SVDQ_PENDING = 1;
-        /// <summary>
-        ///  A source is a file or a folder.
-        /// </summary>
         internal const uint SVDQ_SOURCE_PATH = 1;
-        /// <summary>
-        ///  A source is a file in memory.
-        /// </summary>
         internal const uint SVDQ_SOURCE_MEMORY = 2;
-        /// <summary>
-        ///  A source is a file that the library reads through a function of the program's, from a pak for instance.
-        /// </summary>
         internal const uint SVDQ_SOURCE_CALLBACKS = 3;
-        /// <summary>
-        ///  Changes when programs have to be changed.
-        /// </summary>
         internal const uint SVDQ_VERSION_MAJOR = 0;
-        /// <summary>
-        ///  Changes when something is added.
-        /// </summary>
         internal const uint SVDQ_VERSION_MINOR = 1;
-        /// <summary>
-        ///  Changes when something is mended.
-        /// </summary>
         internal const uint SVDQ_VERSION_PATCH = 0;
 
-
-
-
-        /// <summary>
-        ///  Fills params with the defaults, which are zeros.
-        ///
-        ///  params: its struct_size must be set.
-        ///
-        ///  Errors: SVDQ_ERR_INVALID_ARGUMENT.
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_context_params_init", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_context_params_init(svdq_context_params* @params);
 
-        /// <summary>
-        ///  Makes a context.
-        ///
-        ///  params: how, or NULL for the defaults.
-        ///  out: receives the context, or NULL on failure. Release it with svdq_context_release.
-        ///
-        ///  Errors: SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT. For a GPU: SVDQ_ERR_NO_DRIVER,
-        ///  SVDQ_ERR_DRIVER_TOO_OLD, SVDQ_ERR_NO_DEVICE, SVDQ_ERR_DEVICE_UNSUPPORTED,
-        ///  SVDQ_ERR_OUT_OF_DEVICE_MEMORY.
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_context_create", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_context_create(svdq_context_params* @params, svdq_context** @out);
 
-        /// <summary>
-        ///  Changes how much GPU memory the models of a context may take. Later loads and pictures keep to
-        ///  it. What is there beyond it is given back if it can be made again, which the next picture does: at
-        ///  once, or when the picture is done that uses it. Does nothing on the CPU.
-        ///
-        ///  bytes: as svdq_context_params.memory_budget.
-        ///
-        ///  Errors: SVDQ_ERR_MEMORY_BUDGET when the weights on the GPU take more, which the error text says in
-        ///  bytes: the budget stays what it was. SVDQ_ERR_INVALID_ARGUMENT.
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_context_set_memory_budget", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_context_set_memory_budget(svdq_context* context, ulong bytes);
 
-        /// <summary>
-        ///  Says what the memory of a context is used for.
-        ///
-        ///  info: its struct_size must be set. Not written on failure.
-        ///
-        ///  Errors: SVDQ_ERR_DEVICE_LOST, SVDQ_ERR_INVALID_ARGUMENT.
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_context_get_memory", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_context_get_memory(svdq_context* context, svdq_memory_info* info);
 
-        /// <summary>
-        ///  Takes the oldest line of the log, for programs that would rather ask than be called. The last 256
-        ///  lines are kept; a line says how many made room for them.
-        ///
-        ///  level: receives its SVDQ_LOG_*; 0, and an empty text, when there is none, as where
-        ///  svdq_context_params.log receives the lines.
-        ///  buf, cap, needed: as for every string out, see the top of this file. A line that does not fit
-        ///  stays, and so does one of which only the size is asked for.
-        ///
-        ///  Errors: SVDQ_ERR_BUFFER_TOO_SMALL, SVDQ_ERR_INVALID_ARGUMENT.
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_context_read_log", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_context_read_log(svdq_context* context, int* level, byte* buf, System.UIntPtr cap, System.UIntPtr* needed);
 
-        /// <summary>
-        ///  Ends everything that a context does: cancels all jobs and all blocking calls, refuses new ones with
-        ///  SVDQ_ERR_SHUTTING_DOWN, and waits until none runs. After success no thread and no callback of this
-        ///  context runs any more, so that the program may unload the library or end. Handles are to be released
-        ///  as ever, before or after. A second call finds nothing to do.
-        ///
-        ///  timeout_ms: milliseconds to wait at most. 0: not at all. UINT32_MAX: without end.
-        ///
-        ///  Returns SVDQ_PENDING if something still runs after timeout_ms: call it again.
-        ///
-        ///  Errors: SVDQ_ERR_INVALID_ARGUMENT.
-        ///  Threads: any, and several at a time; not from a callback of this context.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_context_shutdown", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_context_shutdown(svdq_context* context, uint timeout_ms);
 
-        /// <summary>
-        ///  Releases a context. Its models stay usable, and its jobs go on. NULL is allowed.
-        ///
-        ///  Threads: any, once no other call uses this handle.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_context_release", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern void svdq_context_release(svdq_context* context);
 
-        /// <summary>
-        ///  Says how many GPUs the NVIDIA driver offers to this process. Computing on the CPU needs none.
-        ///
-        ///  count: receives the number; 0 on failure.
-        ///
-        ///  Errors: SVDQ_ERR_NO_DRIVER, SVDQ_ERR_DRIVER_TOO_OLD, SVDQ_ERR_INVALID_ARGUMENT.
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_device_count", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_device_count(uint* count);
 
-        /// <summary>
-        ///  Describes a GPU. Blocks: the driver has to be asked for the free memory in a CUDA context, which
-        ///  takes some hundred milliseconds where this process has none on this GPU. None stays.
-        ///
-        ///  index: below svdq_device_count's number, in the driver's order.
-        ///  info: its struct_size must be set. Not written on failure.
-        ///
-        ///  Errors: SVDQ_ERR_NO_DEVICE, SVDQ_ERR_NO_DRIVER, SVDQ_ERR_DRIVER_TOO_OLD,
-        ///  SVDQ_ERR_INVALID_ARGUMENT.
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_device_get_info", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_device_get_info(uint index, svdq_device_info* info);
 
-        /// <summary>
-        ///  Fills params with the model's defaults, seed 0, no prompt and no LoRAs.
-        ///
-        ///  params: its struct_size must be set. Not written on failure.
-        ///
-        ///  Errors: SVDQ_ERR_INVALID_ARGUMENT.
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_generate_params_init", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_generate_params_init(svdq_model* model, svdq_generate_params* @params);
 
-        /// <summary>
-        ///  Makes a picture. Blocks until it is done. The same parameters on the same kind of processor give
-        ///  the same bytes, whatever the number of threads.
-        ///
-        ///  params: what to generate. Nothing of it is needed after the call.
-        ///  out: where to. Its width and height have to be those of the picture. Its pixels are not written on
-        ///  failure.
-        ///
-        ///  Errors: SVDQ_ERR_BUFFER_TOO_SMALL, SVDQ_ERR_OUT_OF_HOST_MEMORY, SVDQ_ERR_OUT_OF_DEVICE_MEMORY (before
-        ///  anything ran), SVDQ_ERR_DEVICE_LOST, SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT. After
-        ///  svdq_context_shutdown SVDQ_ERR_SHUTTING_DOWN, or SVDQ_ERR_CANCELLED if it ran already.
-        ///  Threads: any; calls and jobs of the same model take turns, in the order in which they came.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_generate", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_generate(svdq_model* model, svdq_generate_params* @params, svdq_image* @out);
 
-        /// <summary>
-        ///  The smallest capacity that holds an image: from its first byte to the last byte of its last row.
-        ///
-        ///  image: pixels and capacity are not looked at.
-        ///  bytes: receives the capacity. Not written on failure.
-        ///
-        ///  Errors: SVDQ_ERR_INVALID_ARGUMENT, SVDQ_ERR_VERSION_MISMATCH.
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_image_bytes", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_image_bytes(svdq_image* image, ulong* bytes);
 
-        /// <summary>
-        ///  Makes a picture in the background. Returns at once; the picture is the one that svdq_generate would
-        ///  make. Jobs of a context run one after the other, and take turns with svdq_generate at their model.
-        ///
-        ///  model: may be released before the job ends.
-        ///  params: what to generate. Nothing of it is needed after the call: strings, LoRA handles and pixels
-        ///  are copied.
-        ///  out: receives the job, or NULL on failure. Release it with svdq_job_release.
-        ///
-        ///  Errors: SVDQ_ERR_SHUTTING_DOWN, SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT. Others that
-        ///  svdq_generate has are the job's result.
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_job_submit", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_job_submit(svdq_model* model, svdq_generate_params* @params, svdq_job** @out);
 
-        /// <summary>
-        ///  Loads a model in the background. Returns at once; svdq_job_take_model has the model when the job is
-        ///  done. Pictures are made meanwhile.
-        ///
-        ///  context: may be released before the job ends.
-        ///  params: what to load. Nothing of it is needed after the call, but the memory and the callbacks that
-        ///  its sources point to, which have to stay until the job has ended.
-        ///  out: receives the job, or NULL on failure. Release it with svdq_job_release.
-        ///
-        ///  Errors: SVDQ_ERR_SHUTTING_DOWN, SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT. Others that
-        ///  svdq_model_load has are the job's result.
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_job_submit_load", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_job_submit_load(svdq_context* context, svdq_model_params* @params, svdq_job** @out);
 
-        /// <summary>
-        ///  Says how far a job is. Never waits: call it every frame.
-        ///
-        ///  status: its struct_size must be set. Not written on failure.
-        ///
-        ///  Errors: SVDQ_ERR_INVALID_ARGUMENT. A job that failed is none: see svdq_job_status.result.
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_job_poll", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_job_poll(svdq_job* job, svdq_job_status* status);
 
-        /// <summary>
-        ///  Waits until a job has ended.
-        ///
-        ///  timeout_ms: milliseconds to wait at most. 0: not at all. UINT32_MAX: without end.
-        ///
-        ///  Returns the job's result, and SVDQ_PENDING if it still runs after timeout_ms.
-        ///
-        ///  Errors: those of the job, SVDQ_ERR_CANCELLED, SVDQ_ERR_INVALID_ARGUMENT.
-        ///  Threads: any, and several at a time.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_job_wait", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_job_wait(svdq_job* job, uint timeout_ms);
 
-        /// <summary>
-        ///  Asks a job to stop. Does not wait: a job whose turn has not come has ended when this returns, one
-        ///  that runs ends within a step. Either ends as SVDQ_JOB_CANCELLED. Success also if it had ended before,
-        ///  which changes nothing. The model stays as it was and may be used at once.
-        ///
-        ///  Errors: SVDQ_ERR_INVALID_ARGUMENT.
-        ///  Threads: any, at any time.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_job_cancel", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_job_cancel(svdq_job* job);
 
-        /// <summary>
-        ///  Writes why a job failed, in one line of English. Empty unless it failed or was cancelled.
-        ///
-        ///  buf, cap, needed: as for every string out, see the top of this file.
-        ///
-        ///  Errors: SVDQ_ERR_BUFFER_TOO_SMALL, SVDQ_ERR_INVALID_ARGUMENT.
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_job_error", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_job_error(svdq_job* job, byte* buf, System.UIntPtr cap, System.UIntPtr* needed);
 
-        /// <summary>
-        ///  Copies a picture out of a job, any number of times.
-        ///
-        ///  which: SVDQ_JOB_IMAGE for the finished picture, whose size out has to have. SVDQ_JOB_PREVIEW for the
-        ///  newest preview, whose size svdq_job_status has; it stays when the job has ended.
-        ///  out: where to. Its pixels are not written on failure.
-        ///
-        ///  Errors: SVDQ_ERR_BUSY until the picture is done, or while there is no preview yet. Those of the job,
-        ///  if it failed. SVDQ_ERR_BUFFER_TOO_SMALL, SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT.
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_job_read_image", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_job_read_image(svdq_job* job, uint which, svdq_image* @out);
 
-        /// <summary>
-        ///  Takes the model that a job has loaded. A job gives it once.
-        ///
-        ///  out: receives the model, or NULL on failure. Release it with svdq_model_release.
-        ///
-        ///  Errors: SVDQ_ERR_BUSY until the job has ended; its own, if it failed. SVDQ_ERR_INVALID_ARGUMENT, also
-        ///  when the model was taken before.
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_job_take_model", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_job_take_model(svdq_job* job, svdq_model** @out);
 
-        /// <summary>
-        ///  Releases a job, with its picture, or its model unless that was taken. Cancels a job that has not
-        ///  ended; does not wait for it. NULL is allowed.
-        ///
-        ///  Threads: any, once no other call uses this handle.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_job_release", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern void svdq_job_release(svdq_job* job);
 
-        /// <summary>
-        ///  Loads a LoRA for a model. Nothing changes until a svdq_generate_params names it. Blocks; the model
-        ///  may be in use meanwhile.
-        ///
-        ///  model: may be released before the LoRA is.
-        ///  source: a .safetensors file, its name of no importance, in the naming of diffusers, PEFT, kohya's scripts, ComfyUI, Black
-        ///  Forest Labs or XLabs, for the transformer and the text encoders. Nothing of it is needed after the
-        ///  call.
-        ///  out: receives the LoRA, or NULL on failure. Release it with svdq_lora_release.
-        ///
-        ///  Errors: SVDQ_ERR_WRONG_MODEL for a LoRA of another model, SVDQ_ERR_UNSUPPORTED for LoKr, LoHa and
-        ///  DoRA, SVDQ_ERR_NOT_FOUND, SVDQ_ERR_IO, SVDQ_ERR_BAD_FORMAT, SVDQ_ERR_VERSION_MISMATCH,
-        ///  SVDQ_ERR_INVALID_ARGUMENT.
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_lora_load", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_lora_load(svdq_model* model, svdq_source* source, svdq_lora** @out);
 
-        /// <summary>
-        ///  Says what a LoRA brings to its model.
-        ///
-        ///  info: its struct_size must be set. Not written on failure.
-        ///
-        ///  Errors: SVDQ_ERR_INVALID_ARGUMENT.
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_lora_get_info", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_lora_get_info(svdq_lora* lora, svdq_lora_info* info);
 
-        /// <summary>
-        ///  Releases a LoRA and the memory of its weights. NULL is allowed.
-        ///
-        ///  Threads: any, once no other call uses this handle.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_lora_release", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern void svdq_lora_release(svdq_lora* lora);
 
-        /// <summary>
-        ///  Loads a model. Blocks until it can generate.
-        ///
-        ///  context: may be released before the model is.
-        ///  params: what to load. Nothing of it, and no file, is needed after the call.
-        ///  out: receives the model, or NULL on failure. Release it with svdq_model_release.
-        ///
-        ///  Errors: SVDQ_ERR_NOT_FOUND, SVDQ_ERR_IO, SVDQ_ERR_BAD_FORMAT, SVDQ_ERR_WRONG_MODEL,
-        ///  SVDQ_ERR_UNSUPPORTED, SVDQ_ERR_OUT_OF_HOST_MEMORY, SVDQ_ERR_OUT_OF_DEVICE_MEMORY,
-        ///  SVDQ_ERR_DEVICE_LOST, SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT.
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_model_load", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_model_load(svdq_context* context, svdq_model_params* @params, svdq_model** @out);
 
-        /// <summary>
-        ///  Says what a model is, from the headers and configs of its files alone: no device is opened, and no weights
-        ///  are read.
-        ///
-        ///  params: as for svdq_model_load. Its profile has no meaning here.
-        ///  info: its struct_size must be set. Not written on failure.
-        ///
-        ///  Errors: those of svdq_model_load about files.
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_model_inspect", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_model_inspect(svdq_model_params* @params, svdq_model_info* info);
 
-        /// <summary>
-        ///  Says what a loaded model is.
-        ///
-        ///  info: its struct_size must be set. Not written on failure.
-        ///
-        ///  Errors: SVDQ_ERR_INVALID_ARGUMENT.
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_model_get_info", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_model_get_info(svdq_model* model, svdq_model_info* info);
 
-        /// <summary>
-        ///  Releases a model and the memory of its weights. NULL is allowed.
-        ///
-        ///  Threads: any, once no other call uses this handle.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_model_release", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern void svdq_model_release(svdq_model* model);
 
-        /// <summary>
-        ///  The name of a result as it stands in this header, for logs. Never NULL: a number that is no
-        ///  result has the name "SVDQ_ERR_UNKNOWN". The string is static.
-        ///
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_result_name", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern byte* svdq_result_name(int result);
 
-        /// <summary>
-        ///  Writes what went wrong in the last call that failed in this thread, in one line of English that
-        ///  names the file, tensor, shape or value at fault. Empty when no call has failed in this thread.
-        ///  Calls that succeed leave it as it is, and so does this one.
-        ///
-        ///  buf, cap, needed: as for every string out, see the top of this file.
-        ///
-        ///  Errors: SVDQ_ERR_BUFFER_TOO_SMALL, SVDQ_ERR_INVALID_ARGUMENT.
-        ///  Threads: any; every thread has a text of its own.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_last_error", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_last_error(byte* buf, System.UIntPtr cap, System.UIntPtr* needed);
 
-        /// <summary>
-        ///  The version of the library that is running, to be compared with SVDQ_VERSION_NUMBER.
-        ///
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_version_number", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern uint svdq_version_number();
 
-        /// <summary>
-        ///  The version of the library that is running, as "0.1.0". The string is static.
-        ///
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_version_string", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern byte* svdq_version_string();
 
-        /// <summary>
-        ///  Writes one line for bug reports about how the library was built: version, platform, devices.
-        ///
-        ///  buf, cap, needed: as for every string out, see the top of this file.
-        ///
-        ///  Errors: SVDQ_ERR_BUFFER_TOO_SMALL, SVDQ_ERR_INVALID_ARGUMENT.
-        ///  Threads: any.
-        ///  Since 0.1.
-        /// </summary>
         [DllImport(__DllName, EntryPoint = "svdq_build_info", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_build_info(byte* buf, System.UIntPtr cap, System.UIntPtr* needed);
 
-
     }
 
-    /// <summary>
-    ///  What models are loaded into: a device and its threads. Independent of every other context.
-    /// </summary>
     [StructLayout(LayoutKind.Sequential)]
     internal unsafe partial struct svdq_context
     {
     }
 
-    /// <summary>
-    ///  How a context is made. All zero but struct_size is a good choice.
-    /// </summary>
     [StructLayout(LayoutKind.Sequential)]
     internal unsafe partial struct svdq_context_params
     {
-        /// <summary>
-        ///  sizeof(svdq_context_params).
-        /// </summary>
         public uint struct_size;
-        /// <summary>
-        ///  SVDQ_VERSION_NUMBER as the program was compiled, for svdq_context_create to refuse a header
-        ///  that this library cannot serve. 0: unchecked.
-        /// </summary>
         public uint header_version;
-        /// <summary>
-        ///  CPU threads to compute with, the caller's own included; at most 1024. 0: one a core. Pictures do
-        ///  not depend on it.
-        /// </summary>
         public uint threads;
-        /// <summary>
-        ///  SVDQ_DEVICE_*: where models run. 0: SVDQ_DEVICE_BEST.
-        /// </summary>
         public uint device_select;
-        /// <summary>
-        ///  The number of the GPU, with SVDQ_DEVICE_INDEX.
-        /// </summary>
         public uint device_index;
-        /// <summary>
-        ///  SVDQ_PRIORITY_*: who goes first on the GPU. 0: SVDQ_PRIORITY_LOW.
-        /// </summary>
         public uint gpu_priority;
-        /// <summary>
-        ///  The UUID of the GPU, with SVDQ_DEVICE_UUID; its LUID and 8 zeros, with SVDQ_DEVICE_LUID.
-        /// </summary>
         public fixed byte device_id[16];
-        /// <summary>
-        ///  Bytes of GPU memory that the models of this context may take; 0: what is free. A model keeps as
-        ///  much of itself on the GPU as there is room for, and the rest in the host's memory. What the
-        ///  driver needs for itself, some hundred megabytes, comes on top.
-        /// </summary>
         public ulong memory_budget;
-        /// <summary>
-        ///  Receives the log, until the context and all that was made from it are released. NULL: the log
-        ///  is kept for svdq_context_read_log.
-        /// </summary>
         public void* log;
-        /// <summary>
-        ///  log's first argument.
-        /// </summary>
         public void* log_user;
-        /// <summary>
-        ///  With free, gives the host's memory for all that grows with files and pictures: weights,
-        ///  activations, pixels. NULL, both: the system's.
-        /// </summary>
         public void* alloc;
-        /// <summary>
-        ///  With alloc.
-        /// </summary>
         public void* free;
-        /// <summary>
-        ///  alloc's and free's first argument.
-        /// </summary>
         public void* alloc_user;
     }
 
-    /// <summary>
-    ///  What the memory of a context is used for, in bytes.
-    /// </summary>
     [StructLayout(LayoutKind.Sequential)]
     internal unsafe partial struct svdq_memory_info
     {
-        /// <summary>
-        ///  sizeof(svdq_memory_info), set by the caller.
-        /// </summary>
         public uint struct_size;
-        /// <summary>
-        ///  0.
-        /// </summary>
         public uint reserved;
-        /// <summary>
-        ///  What weights and temporaries take on the GPU. What the driver needs for itself comes on top.
-        ///  This and the next three are 0 on the CPU.
-        /// </summary>
         public ulong device_used;
-        /// <summary>
-        ///  The most that they ever took at a time.
-        /// </summary>
         public ulong device_peak;
-        /// <summary>
-        ///  What they may take; 0: no limit.
-        /// </summary>
         public ulong device_budget;
-        /// <summary>
-        ///  What is free on the GPU; other programs take their share of it.
-        /// </summary>
         public ulong device_free;
-        /// <summary>
-        ///  What weights, activations and pixels take of the host's memory, as svdq_alloc_fn gives it.
-        /// </summary>
         public ulong host_used;
-        /// <summary>
-        ///  The most that they ever took at a time.
-        /// </summary>
         public ulong host_peak;
     }
 
-    /// <summary>
-    ///  A GPU that the NVIDIA driver offers.
-    /// </summary>
     [StructLayout(LayoutKind.Sequential)]
     internal unsafe partial struct svdq_device_info
     {
-        /// <summary>
-        ///  sizeof(svdq_device_info), set by the caller.
-        /// </summary>
         public uint struct_size;
-        /// <summary>
-        ///  89 for compute capability 8.9.
-        /// </summary>
         public uint compute_capability;
-        /// <summary>
-        ///  The product's name, UTF-8, with a NUL at its end.
-        /// </summary>
         public fixed byte name[128];
-        /// <summary>
-        ///  The same on every start, for svdq_context_params.device_id. Vulkan: deviceUUID.
-        /// </summary>
         public fixed byte uuid[16];
-        /// <summary>
-        ///  For svdq_context_params.device_id. Direct3D: AdapterLuid. Vulkan: deviceLUID.
-        /// </summary>
         public fixed byte luid[8];
-        /// <summary>
-        ///  1 when there is a LUID: on Windows.
-        /// </summary>
         public uint luid_valid;
-        /// <summary>
-        ///  The newest CUDA that the driver knows: 13000 for 13.0.
-        /// </summary>
         public uint driver_version;
-        /// <summary>
-        ///  In what INT4 checkpoints can run: bit 1 &lt;&lt; SVDQ_PROFILE_* for each profile. 0: this library has
-        ///  no kernels for this GPU.
-        /// </summary>
         public uint int4_profiles;
-        /// <summary>
-        ///  In what NVFP4 checkpoints can run, likewise.
-        /// </summary>
         public uint nvfp4_profiles;
-        /// <summary>
-        ///  Bytes.
-        /// </summary>
         public ulong memory_total;
-        /// <summary>
-        ///  Bytes that nobody uses now. 0: there is not even room to ask.
-        /// </summary>
         public ulong memory_free;
     }
 
-    /// <summary>
-    ///  What to generate.
-    /// </summary>
     [StructLayout(LayoutKind.Sequential)]
     internal unsafe partial struct svdq_generate_params
     {
-        /// <summary>
-        ///  sizeof(svdq_generate_params).
-        /// </summary>
         public uint struct_size;
-        /// <summary>
-        ///  Pixels, a multiple of the model's size_multiple. 0: the model's default.
-        /// </summary>
         public uint width;
-        /// <summary>
-        ///  Pixels, a multiple of the model's size_multiple. 0: the model's default.
-        /// </summary>
         public uint height;
-        /// <summary>
-        ///  Denoising steps, at most 1000. 0: the model's default.
-        /// </summary>
         public uint steps;
-        /// <summary>
-        ///  Guidance scale, for models that take one. 0: the model's default.
-        /// </summary>
         public float guidance;
-        /// <summary>
-        ///  Elements of loras, at most 64.
-        /// </summary>
         public uint lora_count;
-        /// <summary>
-        ///  The same seed gives the same picture. It is the seed of torch.Generator("cpu") in diffusers.
-        /// </summary>
         public ulong seed;
-        /// <summary>
-        ///  What the picture shows, UTF-8. Not NULL; "" is a prompt.
-        /// </summary>
         public byte* prompt;
-        /// <summary>
-        ///  NULL: encoded prompts are not supported yet.
-        /// </summary>
         public svdq_prompt* encoded;
-        /// <summary>
-        ///  lora_count LoRAs to use, or NULL for none. Their order has no meaning.
-        /// </summary>
         public svdq_lora_ref* loras;
-        /// <summary>
-        ///  NULL: images to start from are not supported yet.
-        /// </summary>
         public svdq_image* init;
-        /// <summary>
-        ///  0.
-        /// </summary>
         public float init_strength;
-        /// <summary>
-        ///  0: previews are not supported yet.
-        /// </summary>
         public uint preview_every;
     }
 
-    /// <summary>
-    ///  An image in the caller's memory.
-    /// </summary>
     [StructLayout(LayoutKind.Sequential)]
     internal unsafe partial struct svdq_image
     {
-        /// <summary>
-        ///  sizeof(svdq_image).
-        /// </summary>
         public uint struct_size;
-        /// <summary>
-        ///  SVDQ_FORMAT_*.
-        /// </summary>
         public uint format;
-        /// <summary>
-        ///  Pixels.
-        /// </summary>
         public uint width;
-        /// <summary>
-        ///  Pixels.
-        /// </summary>
         public uint height;
-        /// <summary>
-        ///  Bytes from the start of a row to the start of the next. 0: rows follow each other at once.
-        /// </summary>
         public ulong row_stride;
-        /// <summary>
-        ///  SVDQ_IMAGE_*, added up.
-        /// </summary>
         public uint flags;
-        /// <summary>
-        ///  0.
-        /// </summary>
         public uint reserved;
-        /// <summary>
-        ///  Where the first row in memory starts. Bytes between rows are not written.
-        /// </summary>
         public void* pixels;
-        /// <summary>
-        ///  Bytes at pixels that may be written.
-        /// </summary>
         public ulong capacity;
     }
 
-    /// <summary>
-    ///  A picture that is made, or a model that is loaded, in a thread of the library's. A context has one
-    ///  thread for pictures and one for loads, each of which does one job after the other.
-    /// </summary>
     [StructLayout(LayoutKind.Sequential)]
     internal unsafe partial struct svdq_job
     {
     }
 
-    /// <summary>
-    ///  How far a job is.
-    /// </summary>
     [StructLayout(LayoutKind.Sequential)]
     internal unsafe partial struct svdq_job_status
     {
-        /// <summary>
-        ///  sizeof(svdq_job_status), set by the caller.
-        /// </summary>
         public uint struct_size;
-        /// <summary>
-        ///  SVDQ_JOB_QUEUED to SVDQ_JOB_FAILED. The last three are the end: nothing changes afterwards.
-        /// </summary>
         public uint state;
-        /// <summary>
-        ///  SVDQ_PHASE_*.
-        /// </summary>
         public uint phase;
-        /// <summary>
-        ///  Denoising steps that are done.
-        /// </summary>
         public uint step;
-        /// <summary>
-        ///  Denoising steps of the picture. 0: the job loads a model.
-        /// </summary>
         public uint steps;
-        /// <summary>
-        ///  0 to 1, never less than before. 1 only when the job is done.
-        /// </summary>
         public float fraction;
-        /// <summary>
-        ///  SVDQ_PENDING until the job has ended; then what it came to.
-        /// </summary>
         public int result;
-        /// <summary>
-        ///  Grows with every new preview. 0: there is none yet.
-        /// </summary>
         public uint preview_serial;
-        /// <summary>
-        ///  Pixels of a preview. 0: there is none yet.
-        /// </summary>
         public uint preview_width;
-        /// <summary>
-        ///  Pixels of a preview. 0: there is none yet.
-        /// </summary>
         public uint preview_height;
-        /// <summary>
-        ///  Milliseconds before the job's turn came. This and the following are written when their phase
-        ///  ends.
-        /// </summary>
         public double queue_ms;
-        /// <summary>
-        ///  Milliseconds in SVDQ_PHASE_LOAD.
-        /// </summary>
         public double load_ms;
-        /// <summary>
-        ///  Milliseconds in SVDQ_PHASE_ENCODE.
-        /// </summary>
         public double encode_ms;
-        /// <summary>
-        ///  Milliseconds in SVDQ_PHASE_DENOISE.
-        /// </summary>
         public double denoise_ms;
-        /// <summary>
-        ///  Milliseconds in SVDQ_PHASE_DECODE.
-        /// </summary>
         public double decode_ms;
-        /// <summary>
-        ///  The picture's seed.
-        /// </summary>
         public ulong seed;
     }
 
-    /// <summary>
-    ///  A LoRA that is loaded for one model.
-    /// </summary>
     [StructLayout(LayoutKind.Sequential)]
     internal unsafe partial struct svdq_lora
     {
     }
 
-    /// <summary>
-    ///  What a LoRA brings to its model.
-    /// </summary>
     [StructLayout(LayoutKind.Sequential)]
     internal unsafe partial struct svdq_lora_info
     {
-        /// <summary>
-        ///  sizeof(svdq_lora_info), set by the caller.
-        /// </summary>
         public uint struct_size;
-        /// <summary>
-        ///  The largest rank.
-        /// </summary>
         public uint rank;
-        /// <summary>
-        ///  Modules of the file that change the model.
-        /// </summary>
         public uint modules;
-        /// <summary>
-        ///  Tensors of the file for which the model has no place; they have no effect. A LoRA that was
-        ///  trained for this kind of model has none.
-        /// </summary>
         public uint unused_tensors;
-        /// <summary>
-        ///  Channels of a control image, as LoRAs for FLUX.1's tools (Canny, Depth) add them. No such image
-        ///  can be given yet: zeros stand for it. 0 for other LoRAs.
-        /// </summary>
         public uint control_channels;
     }
 
-    /// <summary>
-    ///  A LoRA that a picture is to be made with.
-    /// </summary>
     [StructLayout(LayoutKind.Sequential)]
     internal unsafe partial struct svdq_lora_ref
     {
-        /// <summary>
-        ///  sizeof(svdq_lora_ref), the same in all elements of an array.
-        /// </summary>
         public uint struct_size;
-        /// <summary>
-        ///  1 is what the LoRA was trained for; 0 leaves it out. Negative and large values are allowed.
-        /// </summary>
         public float strength;
-        /// <summary>
-        ///  Of the model that makes the picture. Not NULL, and not twice in an array.
-        /// </summary>
         public svdq_lora* lora;
     }
 
-    /// <summary>
-    ///  A loaded model.
-    /// </summary>
     [StructLayout(LayoutKind.Sequential)]
     internal unsafe partial struct svdq_model
     {
     }
 
-    /// <summary>
-    ///  What to load, and how.
-    /// </summary>
     [StructLayout(LayoutKind.Sequential)]
     internal unsafe partial struct svdq_model_params
     {
-        /// <summary>
-        ///  sizeof(svdq_model_params).
-        /// </summary>
         public uint struct_size;
-        /// <summary>
-        ///  Elements of sources: 1 to 256.
-        /// </summary>
         public uint source_count;
-        /// <summary>
-        ///  The transformer, CLIP's and T5's text encoder and the VAE, in any order: .safetensors files,
-        ///  or folders with such. Each is recognised by its tensors. The folder of a diffusers pipeline
-        ///  (with a model_index.json) has them all, and an svdq-*.safetensors file in it goes before its
-        ///  own transformer; a part that is there besides replaces the folder's.
-        /// </summary>
         public svdq_source* sources;
-        /// <summary>
-        ///  SVDQ_PROFILE_*. 0: what suits the device and the checkpoint. Not every GPU has every profile.
-        /// </summary>
         public uint profile;
-        /// <summary>
-        ///  SVDQ_MODEL_*, or 0.
-        /// </summary>
         public uint flags;
     }
 
-    /// <summary>
-    ///  What a model is.
-    /// </summary>
     [StructLayout(LayoutKind.Sequential)]
     internal unsafe partial struct svdq_model_info
     {
-        /// <summary>
-        ///  sizeof(svdq_model_info), set by the caller.
-        /// </summary>
         public uint struct_size;
-        /// <summary>
-        ///  SVDQ_FAMILY_*.
-        /// </summary>
         public uint family;
-        /// <summary>
-        ///  SVDQ_PRECISION_* of the transformer. 0: not quantised.
-        /// </summary>
         public uint precision;
-        /// <summary>
-        ///  Rank of the low-rank branch; 0 if not quantised.
-        /// </summary>
         public uint rank;
-        /// <summary>
-        ///  Denoising steps of a generation that asks for none.
-        /// </summary>
         public uint default_steps;
-        /// <summary>
-        ///  Guidance scale of a generation that asks for none.
-        /// </summary>
         public float default_guidance;
-        /// <summary>
-        ///  Width and height are multiples of this many pixels.
-        /// </summary>
         public uint size_multiple;
-        /// <summary>
-        ///  Pixels, when a generation asks for none.
-        /// </summary>
         public uint default_width;
-        /// <summary>
-        ///  Pixels, when a generation asks for none.
-        /// </summary>
         public uint default_height;
-        /// <summary>
-        ///  SVDQ_PROFILE_* that is in use; 0 from svdq_model_inspect.
-        /// </summary>
         public uint profile;
-        /// <summary>
-        ///  SVDQ_MODEL_* that it was loaded with.
-        /// </summary>
         public uint flags;
-        /// <summary>
-        ///  LoRAs that a picture can have at a time.
-        /// </summary>
         public uint max_loras;
-        /// <summary>
-        ///  Bytes of all tensors of its networks, as the files have them.
-        /// </summary>
         public ulong stored_bytes;
-        /// <summary>
-        ///  Bytes of weights on the GPU, with those of LoRAs; 0 from svdq_model_inspect.
-        /// </summary>
         public ulong device_bytes;
-        /// <summary>
-        ///  Bytes of weights in the host's memory; 0 from svdq_model_inspect.
-        /// </summary>
         public ulong host_bytes;
     }
 
-    /// <summary>
-    ///  A prompt that is encoded for one model.
-    /// </summary>
     [StructLayout(LayoutKind.Sequential)]
     internal unsafe partial struct svdq_prompt
     {
     }
 
-    /// <summary>
-    ///  Where a model, a part of it, or a LoRA is read from.
-    ///
-    ///  Files in memory and behind callbacks that have a name make up one folder together, which is read as a
-    ///  folder of the file system would be: the folder of a diffusers pipeline for instance, by the names
-    ///  "model_index.json", "vae/config.json", "vae/diffusion_pytorch_model.safetensors" and so on. Without a
-    ///  name they are .safetensors files on their own. Error texts call them by their names, or by their place
-    ///  in the array: "source 2" is sources[2].
-    /// </summary>
     [StructLayout(LayoutKind.Sequential)]
     internal unsafe partial struct svdq_source
     {
-        /// <summary>
-        ///  sizeof(svdq_source), the same in all elements of an array.
-        /// </summary>
         public uint struct_size;
-        /// <summary>
-        ///  SVDQ_SOURCE_*. It says which fields below are read.
-        /// </summary>
         public uint kind;
-        /// <summary>
-        ///  PATH: a file or folder, UTF-8 on every platform. MEMORY, CALLBACKS: the name of the file, with '/'
-        ///  between its parts, or NULL.
-        /// </summary>
         public byte* path;
-        /// <summary>
-        ///  MEMORY: the file, which must not change until the call returns, or the job that loads has ended.
-        /// </summary>
         public void* data;
-        /// <summary>
-        ///  MEMORY, CALLBACKS: bytes of the file.
-        /// </summary>
         public ulong size;
-        /// <summary>
-        ///  CALLBACKS: reads the file until the call returns, or the job that loads has ended.
-        /// </summary>
         public void* read_at;
-        /// <summary>
-        ///  CALLBACKS: first argument of read_at.
-        /// </summary>
         public void* user;
     }
-
-
 
 }
