@@ -261,9 +261,9 @@ pub(crate) fn images(devices: &Devices) {
         let order = psnr(&ab, &ba);
         let same = psnr(&draw(&cpu, 1, &[(on_cpu.clone(), 1.0)]), &draw(&cuda, 1, &[(one.clone(), 1.0)]));
         println!("     {prompt}: {same:.1} dB from the CPU's, {order:.1} dB from the other order");
-        // As without LoRAs, see model::images; sums in another order differ by f32's rounding. In W4A4 a code that is the
-        // next one is a step of a fifteenth.
+        // As without LoRAs, see model::images; sums in another order differ by f32's rounding. Either makes some codes the
+        // next ones, in W4A4 a step of a fifteenth.
         let least = if devices.profile == Profile::W4A4 { 28.0 } else { 44.0 };
-        assert!(same > least && order > 44.0);
+        assert!(same > least && order > least);
     }
 }
