@@ -32,6 +32,7 @@ const UNITS: &[(&str, &[&str])] = &[
     ("gemm_w4a8_sm90", &["90a"]),
     ("group_norm", ALL),
     ("norm", ALL),
+    ("project_down_sm90", &["90a"]),
     ("quantize", ALL),
     ("unpack_bf16", ALL),
     ("unpack_nvfp4_w4a8", &["90a"]),

@@ -18,7 +18,7 @@ namespace w4a4_sm90 {
 using linear_sm90::Consumer;
 
 struct Format {
-    static constexpr int BN = 256, PIECE = 64, GROUP = 64;
+    static constexpr int BN = 256, PIECE = 64, DOWN_PIECE = 32, GROUP = 64;
     // Of two groups, for two blocks of 128 columns.
     static constexpr int BLOCK_BYTES = 2 * 128 * 4, SCALE_BYTES = 2 * BLOCK_BYTES;
 

@@ -5,10 +5,10 @@
 //   W4A4:  xq[m,g], xs[g,m]   = bf16(h[m] * reciprocal), quantised to -8..7 in groups of 64, bf16(absmax / 7)
 //   W4A4 on sm_90: the same codes as e4m3 numbers
 //   NVFP4: the same, quantised to e2m1 in groups of 16, e4m3(min(absmax / 6, 448))
-// A CTA owns 16 rows or, where shared memory is short, 8; they stay in shared memory. Groups of 4 warps normalise and
-// quantise 4 rows each, so that a channel's parameters are loaded once for 4 rows; then the warps multiply all rows
-// with `down`, 32 ranks at a time, each half of them over its part of K. Sums are taken in a fixed order, so that results do not
-// depend on timing.
+// Groups of 4 warps normalise and quantise 4 rows each, in shared memory, so that a channel's parameters are loaded once
+// for 4 rows. For W4A4 and NVFP4 a CTA owns 16 rows or, where shared memory is short, 8, and its warps then multiply all
+// rows with `down`, 32 ranks at a time, each half of them over its part of K. Sums are taken in a fixed order, so that
+// results do not depend on timing. For W4A8 and W4A4 on sm_90 a CTA owns 4 rows and leaves h to project_down_sm90.cu.
 //
 // Launch with 32 threads a row of the CTA, smem_bytes of shared memory and ceil(m / rows) CTAs. k is a multiple of 64,
 // ranks of 16, with 0 for none; pointers are aligned to 16 bytes.
@@ -26,7 +26,8 @@ struct QuantizeParams {
     void* xq;                 // W4A8, W4A4_SM90: [m, k] bytes. W4A4, NVFP4: linear4::Codes
     float* xs;                // W4A8: [m]. W4A4: [k/64, m rounded up to 16]. NVFP4: so too, but words of four e4m3.
                               // W4A4_SM90: [k/64, m]
-    bf16* lora;               // [m, rank]
+    bf16* lora;               // W4A4, NVFP4: [m, rank]
+    bf16* h;                  // W4A8, W4A4_SM90: [m, k]; null if it is not wanted, without a norm never written
     int m, k, rank;           // rank: of all parts
     DownPart parts[MAX_PARTS];
 };
@@ -35,13 +36,17 @@ enum QuantizeTo { TO_W4A8, TO_W4A4, TO_W4A4_SM90, TO_NVFP4 };
 
 namespace quantize {
 
-// Shared memory: h, rows padded by 64 bytes so that a quarter-warp's reads of two rows fall into different banks, then
-// partial sums [rows/2 parts of K, rows, 32 ranks], which first serve to add up the rows.
-__host__ __device__ constexpr int pitch(int k) {
-    return k + 32;
+__host__ __device__ constexpr bool projects(QuantizeTo to) {
+    return to == TO_W4A4 || to == TO_NVFP4;
 }
-__host__ __device__ constexpr int smem_bytes(int k, int rows) {
-    return rows * pitch(k) * 2 + rows / 2 * rows * 32 * 4;
+
+// Shared memory: h, for the projection with rows padded by 64 bytes so that a quarter-warp's reads of two rows fall into
+// different banks, then partial sums [rows/2 parts of K, rows, 32 ranks], which first serve to add up the rows.
+__host__ __device__ constexpr int pitch(QuantizeTo to, int k) {
+    return projects(to) ? k + 32 : k;
+}
+__host__ __device__ constexpr int smem_bytes(QuantizeTo to, int k, int rows) {
+    return rows * pitch(to, k) * 2 + (projects(to) ? rows / 2 * rows * 32 * 4 : rows * 32);
 }
 
 constexpr int GROUP_ROWS = 4, GROUP_THREADS = 128;
@@ -66,6 +71,7 @@ __device__ __forceinline__ void load4(const float* from, float (&out)[4]) {
 }
 
 // A group of 4 warps and its 4 rows.
+template <QuantizeTo TO>
 struct Group {
     const QuantizeParams& p;
     int index, thread, row;  // thread: of the group's 128. row: the first
@@ -73,13 +79,13 @@ struct Group {
     float* scratch;          // 4 warps x 8
 
     __device__ Group(const QuantizeParams& p, bf16* shared, float* scratch)
-        : p(p), index(threadIdx.x / GROUP_THREADS), thread(threadIdx.x % GROUP_THREADS) {
+        : p(p), index(projects(TO) ? threadIdx.x / GROUP_THREADS : 0), thread(threadIdx.x % GROUP_THREADS) {
         row = blockIdx.x * (blockDim.x / 32) + GROUP_ROWS * index;
-        h = shared + GROUP_ROWS * index * pitch(p.k);
+        h = shared + GROUP_ROWS * index * pitch(TO, p.k);
         this->scratch = scratch + 32 * index;
     }
 
-    __device__ uint2* at(int j, int k) const { return reinterpret_cast<uint2*>(h + j * pitch(p.k) + k); }
+    __device__ uint2* at(int j, int k) const { return reinterpret_cast<uint2*>(h + j * pitch(TO, p.k) + k); }
 
     // `op` over all threads of the group, for each of the values.
     template <int COUNT, class Op>
@@ -102,17 +108,32 @@ struct Group {
         }
     }
 
-    // Leaves h in shared memory and gives the largest |h * reciprocal| of each row.
+    // Leaves h in shared memory, and where it is wanted in p.h, and gives the largest |h * reciprocal| of each row.
     __device__ __forceinline__ void normalise(float (&top)[GROUP_ROWS]) const {
-        float moments[2 * GROUP_ROWS] = {}, v[4];
-        // Moments in one pass: good to 1e-7 (1 + mean^2 / var).
+        if (p.scale) {
+            float moments[2 * GROUP_ROWS] = {};
+            load(moments);
+            normalise(moments, top);
+        } else {
+            load_plain(top);
+        }
+    }
+
+    // Four channels of the group's rows, zeros past the last.
+    __device__ __forceinline__ uint2 load_x(int j, int k) const {
+        const uint2* x = reinterpret_cast<const uint2*>(p.x + static_cast<long long>(row + j) * p.k + k);
+        return row + j < p.m ? *x : make_uint2(0, 0);
+    }
+
+    // x to shared memory, and its sums and sums of squares. In one pass: good to 1e-7 (1 + mean^2 / var).
+    __device__ __forceinline__ void load(float (&moments)[2 * GROUP_ROWS]) const {
 #pragma unroll 3
         for (int k = 4 * thread; k < p.k; k += 4 * GROUP_THREADS) {
 #pragma unroll
             for (int j = 0; j < GROUP_ROWS; ++j) {
-                const uint2* x = reinterpret_cast<const uint2*>(p.x + static_cast<long long>(row + j) * p.k + k);
-                const uint2 packed = row + j < p.m ? *x : make_uint2(0, 0);
+                const uint2 packed = load_x(j, k);
                 *at(j, k) = packed;
+                float v[4];
                 unpack(packed, v);
 #pragma unroll
                 for (int c = 0; c < 4; ++c) {
@@ -121,33 +142,55 @@ struct Group {
                 }
             }
         }
-        if (p.scale) {
-            reduce(moments, [](float a, float b) { return a + b; });
+    }
+
+    __device__ __forceinline__ void normalise(float (&moments)[2 * GROUP_ROWS], float (&top)[GROUP_ROWS]) const {
+        reduce(moments, [](float a, float b) { return a + b; });
 #pragma unroll
-            for (int j = 0; j < GROUP_ROWS; ++j) {
-                const float share = reciprocal_of(p.k), mean = moments[2 * j] * share;
-                const float deviation = inverse_sqrt(moments[2 * j + 1] * share - mean * mean + 1e-6f);
-                moments[2 * j] = deviation;
-                moments[2 * j + 1] = -mean * deviation;
-            }
+        for (int j = 0; j < GROUP_ROWS; ++j) {
+            const float share = reciprocal_of(p.k), mean = moments[2 * j] * share;
+            const float deviation = inverse_sqrt(moments[2 * j + 1] * share - mean * mean + 1e-6f);
+            moments[2 * j] = deviation;
+            moments[2 * j + 1] = -mean * deviation;
+            top[j] = 0.0f;
         }
-#pragma unroll
-        for (int j = 0; j < GROUP_ROWS; ++j) top[j] = 0.0f;
 #pragma unroll 2
         for (int k = 4 * thread; k < p.k; k += 4 * GROUP_THREADS) {
             float scale[4], shift[4], reciprocal[4];
             load4(p.reciprocal + k, reciprocal);
-            if (p.scale) load4(p.scale + k, scale), load4(p.shift + k, shift);
+            load4(p.scale + k, scale), load4(p.shift + k, shift);
 #pragma unroll
             for (int j = 0; j < GROUP_ROWS; ++j) {
+                float v[4];
                 unpack(*at(j, k), v);
-                if (p.scale) {
 #pragma unroll
-                    for (int c = 0; c < 4; ++c) {
-                        v[c] = fmaf(fmaf(v[c], moments[2 * j], moments[2 * j + 1]), scale[c], shift[c]);
-                    }
-                    *at(j, k) = pack(v);
+                for (int c = 0; c < 4; ++c) {
+                    v[c] = fmaf(fmaf(v[c], moments[2 * j], moments[2 * j + 1]), scale[c], shift[c]);
+                    top[j] = fmaxf(top[j], fabsf(v[c] * reciprocal[c]));
                 }
+                const uint2 packed = pack(v);
+                *at(j, k) = packed;
+                if (!projects(TO) && p.h && row + j < p.m) {
+                    *reinterpret_cast<uint2*>(p.h + static_cast<long long>(row + j) * p.k + k) = packed;
+                }
+            }
+        }
+    }
+
+    // h is x.
+    __device__ __forceinline__ void load_plain(float (&top)[GROUP_ROWS]) const {
+#pragma unroll
+        for (int j = 0; j < GROUP_ROWS; ++j) top[j] = 0.0f;
+#pragma unroll 3
+        for (int k = 4 * thread; k < p.k; k += 4 * GROUP_THREADS) {
+            float reciprocal[4];
+            load4(p.reciprocal + k, reciprocal);
+#pragma unroll
+            for (int j = 0; j < GROUP_ROWS; ++j) {
+                const uint2 packed = load_x(j, k);
+                *at(j, k) = packed;
+                float v[4];
+                unpack(packed, v);
 #pragma unroll
                 for (int c = 0; c < 4; ++c) top[j] = fmaxf(top[j], fabsf(v[c] * reciprocal[c]));
             }
@@ -181,7 +224,6 @@ struct Group {
 
     // 16 threads hold 64 channels, two of them a word of an mma operand. One scale for all of them, or (NVFP4) one for
     // every four threads.
-    template <QuantizeTo TO>
     __device__ __forceinline__ void quantise_4bit() const {
         const int rows = ceil_div(p.m, 16) * 16;
         for (int first = 0; first < p.k; first += 4 * GROUP_THREADS) {
@@ -240,6 +282,7 @@ struct Group {
 
 // lora of the CTA's rows from h in `shared`. K may be taken in any order, as long as both operands agree: of
 // each 32 channels lane 4g + t takes 8t .. 8t+7, in one 16-byte read, as its 4 + 4 of two products.
+template <QuantizeTo TO>
 __device__ __forceinline__ void project_down(const QuantizeParams& p, const bf16* shared, float* partial) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int rows = blockDim.x / 32, parts = rows / 2, part = warp % parts, half = warp / parts;
@@ -252,12 +295,12 @@ __device__ __forceinline__ void project_down(const QuantizeParams& p, const bf16
             strength = source.strength;
             const bf16* down = static_cast<const bf16*>(source.down) +
                                static_cast<long long>(first - cursor.begin + g) * p.k + 8 * t;
-            const bf16* h = shared + g * pitch(p.k) + 8 * t;
+            const bf16* h = shared + g * pitch(TO, p.k) + 8 * t;
 #pragma unroll 3
             for (int k = 32 * part; k < p.k; k += 32 * parts) {
                 const uint4 a = *reinterpret_cast<const uint4*>(h + k);
                 const uint4 b =
-                    rows > 8 ? *reinterpret_cast<const uint4*>(h + 8 * pitch(p.k) + k) : make_uint4(0, 0, 0, 0);
+                    rows > 8 ? *reinterpret_cast<const uint4*>(h + 8 * pitch(TO, p.k) + k) : make_uint4(0, 0, 0, 0);
 #pragma unroll
                 for (int n = 0; n < 2; ++n) {
                     const uint4 w = __ldg(reinterpret_cast<const uint4*>(down + 8ll * n * p.k + k));
@@ -292,17 +335,19 @@ template <QuantizeTo TO>
 __device__ __forceinline__ void run(const QuantizeParams& p) {
     extern __shared__ __align__(1024) unsigned char shared_bytes[];
     bf16* shared = reinterpret_cast<bf16*>(shared_bytes);
-    float* partial = reinterpret_cast<float*>(shared + blockDim.x / 32 * pitch(p.k));
-    const Group group(p, shared, partial);
+    float* partial = reinterpret_cast<float*>(shared + blockDim.x / 32 * pitch(TO, p.k));
+    const Group<TO> group(p, shared, partial);
     float top[GROUP_ROWS];
     group.normalise(top);
     if constexpr (TO == TO_W4A8) {
         group.quantise_w4a8(top);
     } else {
-        group.quantise_4bit<TO>();
+        group.quantise_4bit();
     }
-    __syncthreads();
-    project_down(p, shared, partial);
+    if constexpr (projects(TO)) {
+        __syncthreads();
+        project_down<TO>(p, shared, partial);
+    }
 }
 
 }  // namespace quantize
@@ -312,15 +357,15 @@ __device__ __forceinline__ void run(const QuantizeParams& p) {
 #else
 #define SVDQ_BLOCKS 1
 #endif
-#define SVDQ_QUANTIZE(NAME, TO)                                                             \
-    extern "C" __global__ void __launch_bounds__(512, SVDQ_BLOCKS) NAME(const __grid_constant__ QuantizeParams p) { \
-        quantize::run<TO>(p);                                                               \
+#define SVDQ_QUANTIZE(NAME, TO, THREADS, BLOCKS)                                                             \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME(const __grid_constant__ QuantizeParams p) { \
+        quantize::run<TO>(p);                                                                                \
     }
 
-SVDQ_QUANTIZE(quantize_w4a8, TO_W4A8)
-SVDQ_QUANTIZE(quantize_w4a4, TO_W4A4)
-SVDQ_QUANTIZE(quantize_w4a4_sm90, TO_W4A4_SM90)
-SVDQ_QUANTIZE(quantize_nvfp4, TO_NVFP4)
+SVDQ_QUANTIZE(quantize_w4a8, TO_W4A8, 128, 8)
+SVDQ_QUANTIZE(quantize_w4a4, TO_W4A4, 512, SVDQ_BLOCKS)
+SVDQ_QUANTIZE(quantize_w4a4_sm90, TO_W4A4_SM90, 128, 8)
+SVDQ_QUANTIZE(quantize_nvfp4, TO_NVFP4, 512, SVDQ_BLOCKS)
 
 // lora[m,r] = sum_b partials[b,m,r]: what the GELU epilogue left. `count` = m * rank.
 extern "C" __global__ void __launch_bounds__(256)

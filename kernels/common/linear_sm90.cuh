@@ -5,11 +5,12 @@
 // A cluster of two CTAs works on two tiles of 128 rows x BN columns side by side along M, which share the weights: each
 // loads half of them and multicasts it to both. In a CTA one warp keeps a ring of shared memory filled by the copy
 // engine; two warpgroups multiply, 64 rows each. A slot of the ring holds 128 bytes of K for 128 + BN rows: 128
-// channels of xq and wq, then, after the products, 64 ranks of lora and up, and for the GELU epilogue 32 ranks of the
-// next layer's down-projection. CTAs are persistent and walk the tiles M first.
+// channels of xq and wq, then, after the products, up to 64 ranks of lora and up, and for the GELU epilogue up to 64 of
+// the next layer's down-projection. CTAs are persistent and walk the tiles M first.
 //
 // A `Format` says what the numbers are:
 //   BN, PIECE     columns of a tile, and those to which the low-rank branch is added at once
+//   DOWN_PIECE    ranks that GELU projects down to at once
 //   SCALE_BYTES   what load_scales needs of a slot
 //   load_scales   begins to load the scales that go with 128 channels, and gives their bytes
 //   product       the tile's products, scaled, plus the bias
@@ -17,8 +18,7 @@
 //
 // Launch with 384 threads, Shape<Format>::SMEM_BYTES of shared memory and twice as many CTAs as there are pairs of
 // tiles, at most one an SM. k is a multiple of 64, n of 64 (QKV: of 384), ranks of 16, with 0 for none; pointers are
-// aligned to 16 bytes. All tensor maps fill with zeros and have rows without gaps; all but those of a part's `up`
-// swizzle 128 bytes.
+// aligned to 16 bytes. All tensor maps fill with zeros, have rows without gaps, and swizzle 128 bytes.
 #pragma once
 
 #include "epilogue_sm90.cuh"
@@ -39,10 +39,13 @@ struct GemmParams {
     const float* reciprocal;  // GELU: 1 / smooth of the next layer [n]
     const u32* rope;          // QKV: [m, 64], cos (low half) and sin of a pair in fp16
     float* next_scales;       // GELU: the format's
-    float* next_lora;         // GELU: [ceil(n/256), m, next_rank], to be summed over the first axis
-    UpPart parts[MAX_PARTS];
-    DownPart next_parts[MAX_PARTS];  // GELU: the next layer's
+    float* next_lora;         // GELU: [next_slots, m, next_rank], to be summed over the first axis
     int m, n, k, rank, next_rank;    // ranks: of all parts
+    // GELU: the t-th of the tiles side by side along N leaves its sums in slot t modulo this. The tiles of a slot in the
+    // same rows have to be one CTA's: clusters / gcd(clusters, ceil(m/256)), or the number of tiles if that is less.
+    int next_slots;
+    UpMap parts[MAX_PARTS];
+    DownMap next_parts[MAX_PARTS];  // GELU: the next layer's
 };
 
 namespace linear_sm90 {
@@ -134,6 +137,7 @@ struct Consumer {
 
     // Gives the oldest slot back to the producers of both CTAs, which write to it.
     __device__ void release() {
+        if constexpr (Format::SCALE_BYTES > 0) __syncwarp();  // all lanes have read their scales
         if (threadIdx.x % 32 < 2) sm90::barrier_arrive_cluster(empty + 8 * held.stage, threadIdx.x % 32);
         held.advance();
     }
@@ -181,7 +185,7 @@ __device__ __forceinline__ void consume(const GemmParams& p, u32 slots, u32 full
         } else {
 #pragma unroll
             for (int i = 0; i < BN / 2; ++i) v[i] = epilogue::gelu_tanh(v[i]);
-            low_rank::project_down(v, c, p, n0, row0);
+            low_rank::project_down<Format::DOWN_PIECE>(v, c, p, n0, row0);
             Format::quantise(v, p, staging, n0, m0, warpgroup);
         }
     }
@@ -201,9 +205,6 @@ __device__ __forceinline__ void gemm(const GemmParams& p) {
             sm90::barrier_init(empty + 8 * s, 2 * 8);  // every consumer warp of both CTAs
         }
         sm90::barrier_init_fence();
-        // The thread that will fill the ring.
-        low_rank::acquire_maps(p.parts, p.rank, &UpPart::up);
-        if constexpr (E == GELU) low_rank::acquire_maps(p.next_parts, p.next_rank, &DownPart::down);
     }
     sm90::cluster_sync();
 

@@ -10,14 +10,14 @@ constexpr int MAX_PARTS = 16;
 
 // How a part projects down.
 struct DownPart {
-    const void* down;  // [ranks, k] bf16, or its tensor map
+    const void* down;  // [ranks, k] bf16
     float strength;
     int end;  // the rank after its last
 };
 
 // How it projects up.
 struct UpPart {
-    const void* up;   // [last - first, ranks] bf16, or its tensor map
+    const void* up;   // [last - first, ranks] bf16
     int end;          // the rank after its last
     int first, last;  // columns that it covers
 };

@@ -59,11 +59,6 @@ __device__ __forceinline__ void prefetch_map(const TensorMap& map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
-// Before the first use of a map that lies in global memory: the copy engine may have an older one from there.
-__device__ __forceinline__ void acquire_map(const void* map) {
-    asm volatile("fence.proxy.tensormap::generic.acquire.sys [%0], 128;" ::"l"(map) : "memory");
-}
-
 // Loads the box at column `x`, row `y`; elements outside of the tensor become zero.
 __device__ __forceinline__ void load_2d(u32 dst, const TensorMap& map, u32 bar, int x, int y) {
     asm volatile(
@@ -131,6 +126,29 @@ __device__ __forceinline__ u32 cluster_rank() {
 
 __device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release.aligned;\n barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// Where shared memory at `addr` is in CTA `rank` of the cluster.
+__device__ __forceinline__ u32 in_cluster(u32 addr, u32 rank) {
+    u32 out;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(out) : "r"(addr), "r"(rank));
+    return out;
+}
+
+__device__ __forceinline__ float4 load_cluster(u32 addr) {
+    float4 v;
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(addr)
+                 : "memory");
+    return v;
+}
+
+// Adds to four floats of global memory; a thread's additions are made in its order.
+__device__ __forceinline__ void add_global(float* to, float4 v) {
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(v.x), "f"(v.y), "f"(v.z),
+                 "f"(v.w)
+                 : "memory");
 }
 
 template <int Registers>

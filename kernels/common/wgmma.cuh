@@ -17,11 +17,6 @@ __device__ __forceinline__ u64 k_major(u32 smem) {
     return (1ull << 62) | (64ull << 32) | ((smem & 0x3ffff) >> 4);
 }
 
-// Rows of 32 bytes of K, in the 32-byte swizzle: a tile of R rows takes 32 R bytes and is aligned to 256.
-__device__ __forceinline__ u64 k_major_32(u32 smem) {
-    return (3ull << 62) | (16ull << 32) | ((smem & 0x3ffff) >> 4);
-}
-
 // Rows along K, 64 16-bit elements of N in a row; the next 64 columns are `stride` bytes on. Add 64 for every 8 rows.
 __device__ __forceinline__ u64 n_major(u32 smem, u32 stride) {
     return (1ull << 62) | (64ull << 32) | (static_cast<u64>(stride >> 4) << 16) | ((smem & 0x3ffff) >> 4);
@@ -125,6 +120,7 @@ SVDQ_WGMMA_BF16(64, 32, "%32", "%33", "%34")
                      : SVDQ_ACC##R("+f")                                                                  \
                      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));                             \
     }
+SVDQ_WGMMA_BF16_RS(mma_bf16_rs, 64, 32, 0, "%32", "%33", "%34", "%35", "%36", "%37")
 SVDQ_WGMMA_BF16_RS(mma_bf16_rs, 32, 16, 0, "%16", "%17", "%18", "%19", "%20", "%21")
 SVDQ_WGMMA_BF16_RS(mma_bf16_rs_n, 128, 64, 1, "%64", "%65", "%66", "%67", "%68", "%69")
 

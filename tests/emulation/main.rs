@@ -106,10 +106,10 @@ fn quantise_for(
 ) -> Input {
     let (k, rank) = (layer.k, rank(layer, updates));
     let m = x.len() / k;
-    let shared = rows * (k + 32) * 2 + rows / 2 * rows * 32 * 4;
+    let four = kernel == "quantize_w4a4";
+    let shared = if four { rows * (k + 32) * 2 + rows / 2 * rows * 32 * 4 } else { rows * (2 * k + 32) };
     let launch = Launch { kernel, grid: [m.div_ceil(rows), 1], threads: 32 * rows, shared };
     let vector = |i: usize| norm.map_or(Arg::Null, |norm| Arg::Buffer(bf16s(norm[i])));
-    let four = kernel == "quantize_w4a4";
     let (codes, scales) =
         if four { (m.next_multiple_of(16) * k / 2, m.next_multiple_of(16) * k / 64) } else { (m * k, m) };
     let mut args = vec![
@@ -119,7 +119,8 @@ fn quantise_for(
         Arg::Buffer(f32s(&layer.reciprocals())),
         poison(codes),
         poison(4 * scales),
-        poison(2 * m * rank),
+        if four { poison(2 * m * rank) } else { Arg::Null },
+        if four { Arg::Null } else { poison(2 * m * k) },
         Arg::Int(m),
         Arg::Int(k),
         Arg::Int(rank),
@@ -129,6 +130,7 @@ fn quantise_for(
     // x, scale and shift if there are any, and reciprocals come first.
     let mut results = buffers.drain(if norm.is_some() { 4.. } else { 2.. });
     let mut take = || results.next().unwrap();
+    // 8-bit codes come with h in place of its projection.
     Input { codes: take(), scales: take(), lora: take() }
 }
 
@@ -299,14 +301,18 @@ fn eight_bit_inputs_are_normalised() {
     let (scale, shift) = (rounded(&random(k, 3, 0.5, 1.5)), rounded(&random(k, 4, -1.0, 1.0)));
     let reciprocals = layer.reciprocals();
     for program in Program::all() {
-        let input = quantise(program, "quantize_w4a8", &x, &layer, Some([&scale, &shift]), 16);
+        let input = quantise(program, "quantize_w4a8", &x, &layer, Some([&scale, &shift]), 4);
         let scales = floats(&input.scales);
+        let left: Vec<_> = pack::bf16_to_f32(&input.lora).collect();
         let mut differ = 0;
         for (i, row) in x.chunks(k).enumerate() {
             let mean = row.iter().sum::<f32>() / k as f32;
             let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / k as f32;
             let h: Vec<_> =
                 (0..k).map(|j| (row[j] - mean) / (variance + 1e-6).sqrt() * scale[j] + shift[j]).collect();
+            for (h, left) in h.iter().zip(&left[i * k..]) {
+                assert!((h - left).abs() <= h.abs() / 256.0 + 1e-5, "{left} is not {h}");
+            }
             let smoothed: Vec<_> = h.iter().zip(&reciprocals).map(|(h, r)| h * r).collect();
             let expected = smoothed.iter().fold(0.0f32, |top, v| top.max(v.abs())) / 127.0;
             assert!((scales[i] / expected - 1.0).abs() < 1e-4, "row {i}: {} is not {expected}", scales[i]);

@@ -43,6 +43,7 @@ compile gemm_nvfp4_sm120 120f 'OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X'
 compile gemm_w4a8_sm90 90a 'IGMMA.64x256x32.S8.S8'
 compile gemm_w4a4_sm90 90a 'QGMMA.64x128x32.F32.E4M3.E4M3'
 compile unpack_w4a4_sm90 90a 'PRMT'
+compile project_down_sm90 90a 'HGMMA.64x256x16.F32.BF16'
 compile attention_sm90 90a 'HGMMA.64x128x16.F32.BF16'
 for arch in 75 80 86 89 90a 120f; do
     [ $arch = 75 ] && product=HMMA.1688.F32 || product=HMMA.16816.F32.BF16

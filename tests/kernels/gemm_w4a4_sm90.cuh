@@ -36,7 +36,6 @@ struct Data {
     Buffer<float> xs, ws, next_scales, next_lora, reciprocal;
     Buffer<bf16> lora, up, bias, columns, down, out;
     Buffer<__half> rope;
-    Buffer<TensorMap> maps;
 
     explicit Data(const Case& c)
         : c(c),
@@ -54,18 +53,18 @@ struct Data {
           columns(std::max(c.n, 256)),
           down(size_t(c.next_rank()) * c.n + 1),
           out(size_t(c.m) * c.n),
-          rope(size_t(c.m) * 128),
-          maps(2 * MAX_PARTS) {}
+          rope(size_t(c.m) * 128) {}
 
     GemmParams params() const {
         GemmParams p{};
         p.x = map_bytes(x, c.m, c.k, 128), p.w = map_bytes(w, c.n, c.k, 128);
         p.lora = c.rank() ? map_bf16(lora, c.m, c.rank(), 128) : p.x;
-        set_parts_sm90(p, maps, c.parts, up.data, c.next_parts, down.data, c.n, 128);
+        set_up(p.parts, c.parts, up.data, c.n, 128), set_down(p.next_parts, c.next_parts, down.data, c.n, 64);
+        p.rank = c.rank(), p.next_rank = c.next_rank();
         p.out = c.epilogue == GELU4 ? map_bytes(codes, c.m, c.n, 64) : map_bf16(out, c.m, c.n, 64);
         p.xs = xs, p.ws = ws, p.bias = bias, p.columns = columns, p.reciprocal = reciprocal,
         p.rope = reinterpret_cast<const u32*>(rope.data);
-        p.next_scales = next_scales, p.next_lora = next_lora;
+        p.next_scales = next_scales, p.next_lora = next_lora, p.next_slots = (c.n + 255) / 256;
         p.m = c.m, p.n = c.n, p.k = c.k;
         return p;
     }
@@ -145,7 +144,11 @@ inline void check(const Case& c) {
     if (c.epilogue == GELU4) {
         auto codes = d.codes.host();
         auto scales = d.next_scales.host();
-        copy(in.d_next_lora, d.next_lora, d.next_lora.count - 1);
+        const int rank = c.next_rank();
+        const auto found = d.next_lora.host();
+        std::vector<float> in_order(found.size());
+        for (size_t i = 0; i + 1 < found.size(); ++i) in_order[i] = found[i / rank * rank + place_sm90(i % rank)];
+        copy(in.d_next_lora, in_order);
         auto code = [&](int i, int n) {
             const u8* found = std::find(E4M3, E4M3 + 16, codes[size_t(i) * c.n + n]);
             return int(found - E4M3);

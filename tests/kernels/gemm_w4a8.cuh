@@ -38,9 +38,13 @@ struct Case {
     Epilogue epilogue;
     bool blocked;
     Parts next_parts;
+    int clusters = 0;  // GELU: how many, 0 for as many as the library launches
 
     int rank() const { return rank_of(parts); }
     int next_rank() const { return rank_of(next_parts); }
+    GeluGrid grid() const {
+        return clusters ? GeluGrid{clusters, GeluGrid::slots_of(clusters, m, n)} : GeluGrid::of(m, n);
+    }
 };
 
 using Kernel = void (*)(GemmParams);
@@ -75,7 +79,6 @@ struct Data {
     Buffer<__half> rope;
     Buffer<float> reciprocal, next_scales, next_lora;
     Buffer<u8> codes;
-    Buffer<TensorMap> maps;
 
     explicit Data(const Case& c)
         : c(c),
@@ -95,9 +98,8 @@ struct Data {
           rope(size_t(c.m) * 128),
           reciprocal(c.n),
           next_scales(size_t(tiles) * c.m),
-          next_lora(size_t(tiles) * c.m * c.next_rank() + 1),
-          codes(size_t(c.m) * c.n),
-          maps(2 * MAX_PARTS) {
+          next_lora(size_t(c.grid().slots) * c.m * c.next_rank() + 1),
+          codes(size_t(c.m) * c.n) {
         if (c.blocked) {
             fill(xq, 1, 60, 40, 37, c.k);
         } else {
@@ -122,11 +124,12 @@ struct Data {
         p.x = map_bytes(xq, c.m, c.k, 128);
         p.w = map_bytes(wq, c.n, c.k, e.columns / 2);
         p.lora = c.rank() ? map_bf16(lora, c.m, c.rank(), 128) : p.x;
-        set_parts_sm90(p, maps, c.parts, up.data, c.next_parts, down.data, c.n, e.columns / 2);
+        set_up(p.parts, c.parts, up.data, c.n, e.columns / 2), set_down(p.next_parts, c.next_parts, down.data, c.n, 64);
+        p.rank = c.rank(), p.next_rank = c.next_rank();
         p.out = c.epilogue == GELU ? map_bytes(codes, c.m, c.n, 64) : map_bf16(out, c.m, c.n, 64);
         p.xs = xs, p.ws = ws, p.bias = bias, p.columns = columns, p.reciprocal = reciprocal,
         p.rope = reinterpret_cast<const u32*>(rope.data);
-        p.next_scales = next_scales, p.next_lora = next_lora;
+        p.next_scales = next_scales, p.next_lora = next_lora, p.next_slots = c.grid().slots;
         p.m = c.m, p.n = c.n, p.k = c.k;
         return p;
     }
@@ -136,7 +139,8 @@ inline void launch(const Case& c, const GemmParams& p) {
     Entry e = entry(c);
     allow_smem(e.kernel, e.smem);
     int tiles = (c.m + 255) / 256 * ((c.n + e.columns - 1) / e.columns);
-    e.kernel<<<2 * std::min(66, tiles), 384, e.smem>>>(p);
+    const int clusters = c.epilogue == GELU ? c.grid().clusters : std::min(66, tiles);
+    e.kernel<<<2 * clusters, 384, e.smem>>>(p);
     CUDA(cudaGetLastError());
 }
 
@@ -190,8 +194,10 @@ inline void check_gelu(const Data& d, const std::vector<float>& g, int step) {
     size_t wrong = 0;
     double worst_scale = 0;
     std::vector<float> lora, expected;
+    const int slots = c.grid().slots;
     for (int i = 0; i < rows; ++i) {
         size_t row = size_t(i) * step;
+        std::vector<double> sums(size_t(slots) * c.next_rank());
         for (int t = 0; t < d.tiles; ++t) {
             int end = std::min(256 * t + 256, c.n);
             double top = 0;
@@ -208,8 +214,13 @@ inline void check_gelu(const Data& d, const std::vector<float>& g, int step) {
                 double sum = 0;
                 for (int n = 256 * t; n < end; ++n)
                     sum += double(g[size_t(i) * c.n + n]) * to_float(down[size_t(r) * c.n + n]);
-                expected.push_back(strengths[r] * sum);
-                lora.push_back(partial[(size_t(t) * c.m + row) * c.next_rank() + r]);
+                sums[size_t(t % slots) * c.next_rank() + r] += strengths[r] * sum;
+            }
+        }
+        for (int s = 0; s < slots; ++s) {
+            for (int r = 0; r < c.next_rank(); ++r) {
+                expected.push_back(sums[size_t(s) * c.next_rank() + r]);
+                lora.push_back(partial[(size_t(s) * c.m + row) * c.next_rank() + place_sm90(r)]);
             }
         }
     }
@@ -303,6 +314,9 @@ inline void run(double ceiling) {
         check({m, 512, 256, {{16}, {16}, {16}, {32, 1, 5, 300}, {16}, {64}, {16}, {16}}, GELU, false, {{0}, {16, 3}}},
               1);
         check({m, 256, 256, Parts(MAX_PARTS, {16}), GELU, false, Parts(MAX_PARTS, {16, 0.5f})}, 1);
+        // Few clusters, which add up several tiles in a slot.
+        check({m, 1536, 128, {{16}}, GELU, false, {{32}, {128, 0.5f}}, 1}, 1);
+        check({m, 1536, 128, {{16}}, GELU, false, {{48}}, 4}, 1);
     }
     if (checks_only) return;
     check({4608, 9216, 3072, {{32}}, QKV, false, {}}, 97);

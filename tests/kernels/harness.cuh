@@ -143,11 +143,6 @@ inline TensorMap tensor_map(CUtensorMapDataType type, int element_bytes, const v
 inline TensorMap map_bf16(const void* data, u64 rows, u64 columns, u32 box_rows) {
     return tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, data, rows, columns, box_rows, 64);
 }
-// Boxes of 16 columns.
-inline TensorMap map_up(const void* data, u64 rows, u64 columns, u32 box_rows) {
-    return tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, data, rows, columns, box_rows, 16, 0,
-                      CU_TENSOR_MAP_SWIZZLE_32B);
-}
 inline TensorMap map_bytes(const void* data, u64 rows, u64 columns, u32 box_rows) {
     return tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, data, rows, columns, box_rows, 128);
 }

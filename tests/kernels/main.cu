@@ -1,5 +1,5 @@
 // Numbers and speed of the kernels on the GPU at hand: `kernels [--checks] [NAME]...`, all by default, with NAME one of
-// ceiling, step, unpack, w4a4, w4a4_sm90, nvfp4, w4a8, attention, quantize, norms, w4a16, masked, dense, vae. --checks
+// ceiling, step, unpack, w4a4, w4a4_sm90, nvfp4, w4a8, project, attention, quantize, norms, w4a16, masked, dense, vae. --checks
 // leaves out timing and large shapes. Every check is against plain code on random data with outlier channels; exit
 // status 1 if one fails.
 //
@@ -18,6 +18,7 @@
 #include "gemm_nvfp4.cuh"
 #include "gemm_w4a4_sm90.cuh"
 #include "gemm_w4a8.cuh"
+#include "project_down.cuh"
 #include "step.cuh"
 #include "vae.cuh"
 #endif
@@ -46,6 +47,7 @@ int main(int argc, char** argv) {
     if (wanted("w4a4_sm90")) test_gemm_w4a4_sm90::run(E4M3);
     if (wanted("nvfp4")) test_gemm_nvfp4::run();
     if (wanted("w4a8")) test_gemm::run(INT8);
+    if (wanted("project")) test_project_down::run();
     if (wanted("attention")) test_attention::run(BF16);
     if (wanted("step") && !checks_only) {
         // The base alone, and with a LoRA of rank 32 and of rank 128 on every linear.

@@ -1,7 +1,9 @@
 // Low-rank branches of a linear under test: its own, then updates.
 #pragma once
 
-#include "common/low_rank.cuh"
+#include <numeric>
+
+#include "common/low_rank_sm90.cuh"
 #include "harness.cuh"
 
 // One part: its rank, its strength, and the columns that it covers, all by default.
@@ -65,23 +67,47 @@ float up_at(const Parts& parts, const std::vector<T>& up, int n, int column, int
     return 0;
 }
 
-// Parts of linears on Hopper, which read up and down through maps in global memory, 2 * MAX_PARTS of them.
-template <class Params>
-void set_parts_sm90(Params& p, const Buffer<TensorMap>& maps, const Parts& parts, const bf16* up, const Parts& next,
-                    const bf16* down, int n, int box_rows) {
-    set_up(p.parts, parts, up, n);
-    set_down(p.next_parts, next, down, n);
-    std::vector<TensorMap> host(2 * MAX_PARTS);
+// How many clusters of a GELU linear on Hopper are launched, of 66 at most, and the slots of what it projects down: as few
+// of these as can be without one more tile for any cluster.
+struct GeluGrid {
+    int clusters, slots;
+
+    static GeluGrid of(int m, int n) {
+        const int pairs = (m + 255) / 256, across = (n + 255) / 256, tiles = pairs * across;
+        const int rounds = (tiles + 65) / 66;
+        GeluGrid best{0, tiles + 1};
+        for (int c = (tiles + rounds - 1) / rounds; c <= std::min(66, tiles); ++c) {
+            if (slots_of(c, m, n) <= best.slots) best = {c, slots_of(c, m, n)};
+        }
+        return best;
+    }
+    static int slots_of(int clusters, int m, int n) {
+        return std::min(clusters / std::gcd(clusters, (m + 255) / 256), (n + 255) / 256);
+    }
+};
+
+// Where a linear on Hopper leaves rank `r` of what it projects down, as low_rank_sm90.cuh has it.
+inline int place_sm90(int r) {
+    return r / 16 * 16 + r % 8 / 2 * 4 + r % 16 / 8 * 2 + r % 2;
+}
+
+// The same through maps, for Hopper, in boxes of so many ranks; 0: of 32 where these begin and end with the part, or 16.
+inline void set_down(DownMap (&to)[MAX_PARTS], const Parts& parts, const bf16* down, int k, int box) {
+    DownPart plain[MAX_PARTS] = {};
+    set_down(plain, parts, down, k);
     for (size_t i = 0; i < parts.size(); ++i) {
-        UpPart& part = p.parts[i];
-        if (parts[i].rank) host[i] = map_up(part.up, part.last - part.first, parts[i].rank, box_rows);
-        part.up = maps + i;
+        to[i].box = box ? box : plain[i].end % 32 == 0 && parts[i].rank % 32 == 0 ? 32 : 16;
+        if (parts[i].rank) to[i].down = map_bf16(plain[i].down, parts[i].rank, k, to[i].box);
+        to[i].strength = plain[i].strength, to[i].end = plain[i].end;
     }
-    for (size_t i = 0; i < next.size(); ++i) {
-        DownPart& part = p.next_parts[i];
-        if (next[i].rank) host[MAX_PARTS + i] = map_bf16(part.down, next[i].rank, n, 16);
-        part.down = maps + MAX_PARTS + i;
+}
+
+inline void set_up(UpMap (&to)[MAX_PARTS], const Parts& parts, const bf16* up, int n, int box_rows) {
+    UpPart plain[MAX_PARTS] = {};
+    set_up(plain, parts, up, n);
+    for (size_t i = 0; i < parts.size(); ++i) {
+        const UpPart& part = plain[i];
+        if (parts[i].rank) to[i].up = map_bf16(part.up, part.last - part.first, parts[i].rank, box_rows);
+        to[i].end = part.end, to[i].first = part.first, to[i].last = part.last;
     }
-    CUDA(cudaMemcpy(maps, host.data(), host.size() * sizeof(TensorMap), cudaMemcpyHostToDevice));
-    p.rank = rank_of(parts), p.next_rank = rank_of(next);
 }

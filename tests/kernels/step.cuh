@@ -5,6 +5,7 @@
 
 #include "attention.cuh"
 #include "gemm_w4a8.cuh"
+#include "project_down.cuh"
 #include "quantize.cuh"
 
 namespace test_step {
@@ -12,6 +13,9 @@ namespace test_step {
 // One stream of tokens through the linears of a block.
 struct Stream {
     test_quantize::Data normed, plain;
+    test_project_down::Data down;
+    ProjectDownParams p_normed, p_plain;
+    test_project_down::Grid down_grid;
     test_gemm::Data qkv, out, fc1, fc2;
     GemmParams p_qkv, p_out, p_fc1, p_fc2;
     Buffer<bf16> lora;
@@ -19,6 +23,10 @@ struct Stream {
     Stream(int m, const Parts& parts)
         : normed(m, 3072, parts, true),
           plain(m, 3072, parts, false),
+          down(m, 3072, parts),
+          p_normed(down.p),
+          p_plain(down.p),
+          down_grid(test_project_down::Grid::of(m, rank_of(parts))),
           qkv({m, 9216, 3072, parts, QKV, false, {}}),
           out({m, 3072, 3072, parts, ADD, false, {}}),
           fc1({m, 12288, 3072, parts, GELU, false, parts}),
@@ -27,19 +35,26 @@ struct Stream {
           p_out(out.params()),
           p_fc1(fc1.params()),
           p_fc2(fc2.params()),
-          lora(size_t(m) * rank_of(parts)) {}
+          lora(size_t(m) * rank_of(parts)) {
+        p_normed.h = map_bf16(normed.h, m, 3072, 128);
+        p_plain.h = map_bf16(plain.x, m, 3072, 128);
+    }
 
+    void quantise(const test_quantize::Data& x, const ProjectDownParams& p) {
+        test_quantize::launch(x.p);
+        test_project_down::launch(p, down_grid);
+    }
     void before_attention() {
-        test_quantize::launch(normed.p);
+        quantise(normed, p_normed);
         test_gemm::launch(qkv.c, p_qkv);
     }
     void after_attention() {
-        test_quantize::launch(plain.p);
+        quantise(plain, p_plain);
         test_gemm::launch(out.c, p_out);
-        test_quantize::launch(normed.p);
+        quantise(normed, p_normed);
         test_gemm::launch(fc1.c, p_fc1);
         const int count = fc1.c.m * fc1.c.next_rank();
-        sum_low_rank<<<(count / 4 + 255) / 256, 256>>>(fc1.next_lora, lora, 48, count);
+        sum_low_rank_sm90<<<(count / 4 + 255) / 256, 256>>>(fc1.next_lora, lora, fc1.c.grid().slots, count);
         test_gemm::launch(fc2.c, p_fc2);
     }
 };

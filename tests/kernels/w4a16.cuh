@@ -98,15 +98,15 @@ inline void check(int m, int n, int k, int group, int chunks, float magnitude = 
     }
 }
 
-inline void time(const Entry& e, int m, int n, int k, int chunks) {
+inline void time(const Entry& e, int m, int n, int k, int chunks, int group = 64) {
     constexpr int SETS = 6;  // more than the second-level cache holds
     std::vector<std::unique_ptr<Weights>> sets;
-    for (int i = 0; i < SETS; ++i) sets.push_back(std::make_unique<Weights>(n, k, 64));
+    for (int i = 0; i < SETS; ++i) sets.push_back(std::make_unique<Weights>(n, k, group));
     Buffer<bf16> x(size_t(m) * k), out(size_t(m) * n);
     fill(x, 44, 0, 1);
     double ms =
-        time_ms([&](int i) { launch(e, sets[i % SETS]->params(x, m, n, k, 64, chunks, {out.data, 0})); }, 2 * SETS);
-    double bytes = double(n) * k / 2 + 4.0 * n * k / 64;
+        time_ms([&](int i) { launch(e, sets[i % SETS]->params(x, m, n, k, group, chunks, {out.data, 0})); }, 2 * SETS);
+    double bytes = double(n) * k / 2 + 4.0 * n * k / group;
     std::printf("time   w4a16 %s %d x %d x %d %8.4f ms %7.2f TB/s of weights\n", e.name, m, n, k, ms, bytes / ms / 1e9);
 }
 
@@ -122,6 +122,11 @@ inline void run() {
     time(ENTRIES[1], 28, 18432, 3072, 6);
     time(ENTRIES[1], 28, 9216, 3072, 3);
     time(ENTRIES[1], 50, 18432, 3072, 6);
+    // A layer of T5-XXL: qkv, out, gate and up, down.
+    time(ENTRIES[1], 512, 12288, 4096, 1, 128);
+    time(ENTRIES[1], 512, 4096, 4096, 1, 128);
+    time(ENTRIES[1], 512, 20480, 4096, 1, 128);
+    time(ENTRIES[1], 512, 4096, 10240, 1, 128);
 }
 
 }  // namespace test_w4a16

@@ -11,7 +11,7 @@ use super::driver::Context;
 use super::kernels::{Grid, Kernel, Module, argument};
 use super::linear::Epilogue;
 use super::low_rank::{self, DownPart, MAX_PARTS, Part, UpPart};
-use super::quantize::Quantizer;
+use super::quantize::{Kind, Quantizer};
 use crate::Result;
 use crate::ops::Work;
 
@@ -117,7 +117,11 @@ impl Kernels {
             context: context.clone(),
             format,
             shared_bytes,
-            quantizer: Quantizer::load(context, if int4 { c"quantize_w4a4" } else { c"quantize_nvfp4" }, 4)?,
+            quantizer: Quantizer::load(
+                context,
+                if int4 { c"quantize_w4a4" } else { c"quantize_nvfp4" },
+                Kind::Projecting,
+            )?,
             store: kernel(c"gemm_w4a4_store", c"gemm_nvfp4_store")?,
             add: kernel(c"gemm_w4a4_add", c"gemm_nvfp4_add")?,
             add_unsigned: kernel(c"gemm_w4a4_add_u4", c"gemm_nvfp4_add")?,

@@ -10,9 +10,10 @@ use super::api::{CUtensorMap, Fill, Interleave, Promotion, Swizzle, TensorMapTyp
 use super::driver::Context;
 use super::kernels::{Grid, Kernel, Module, argument};
 use super::linear::Epilogue;
-use super::low_rank::{self, DownPart, MAX_PARTS, Part, UpPart};
+use super::low_rank::{self, MAX_PARTS, Part};
 use super::memory::Range;
-use super::quantize::Quantizer;
+use super::project_down::ProjectDown;
+use super::quantize::{Kind, Quantizer};
 use crate::Result;
 use crate::ops::{Profile, Work};
 
@@ -33,23 +34,13 @@ pub(super) struct Matrix {
 impl TensorMap {
     /// Of boxes of `box_rows` rows of 128 bytes.
     pub(super) fn new(context: &Context, matrix: &Matrix, box_rows: u32) -> Result<Self> {
-        Self::of_boxes(context, matrix, box_rows, 128, Swizzle::CU_TENSOR_MAP_SWIZZLE_128B)
-    }
-
-    fn of_boxes(
-        context: &Context,
-        matrix: &Matrix,
-        box_rows: u32,
-        box_bytes: u32,
-        swizzle: Swizzle,
-    ) -> Result<Self> {
         let (element, bytes) = match matrix.bf16 {
             true => (TensorMapType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2),
             false => (TensorMapType::CU_TENSOR_MAP_DATA_TYPE_UINT8, 1),
         };
         let sizes = [matrix.cols as u64, matrix.rows as u64];
         let strides = [matrix.cols as u64 * bytes];
-        let tile = [box_bytes / bytes as u32, box_rows];
+        let tile = [128 / bytes as u32, box_rows];
         let mut map = TensorMap([0; 16]);
         let _current = context.enter()?;
         // SAFETY: describes memory without touching it; a map is 128 bytes at a multiple of 64.
@@ -64,7 +55,7 @@ impl TensorMap {
                 tile.as_ptr(),
                 [1, 1].as_ptr(),
                 Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                swizzle,
+                Swizzle::CU_TENSOR_MAP_SWIZZLE_128B,
                 Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )
@@ -74,37 +65,65 @@ impl TensorMap {
     }
 }
 
-/// The maps of a part of a low-rank branch, as they lie in the GPU's memory one after another.
-pub(super) struct PartMaps([TensorMap; 3]);
+/// `DownMap`
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct DownMap {
+    down: TensorMap,
+    strength: f32,
+    end: i32,
+    ranks: i32,
+}
 
-impl PartMaps {
-    /// How many bytes they take.
-    pub(super) const BYTES: usize = 3 * 128;
+/// `UpMap`
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct UpMap {
+    up: TensorMap,
+    end: i32,
+    first: i32,
+    last: i32,
+}
 
-    /// Of a linear with `k` inputs: `down`, `[rank, k]`, and `up`, `[outputs, rank]`.
-    pub(super) fn new(context: &Context, down: u64, up: u64, sizes: [usize; 3]) -> Result<Self> {
-        let [k, outputs, rank] = sizes;
-        let up = Matrix { at: up, rows: outputs, cols: rank, bf16: true };
-        let of_up = |columns: usize| {
-            let swizzle = Swizzle::CU_TENSOR_MAP_SWIZZLE_32B;
-            TensorMap::of_boxes(context, &up, columns as u32 / 2, 32, swizzle)
-        };
-        let down = TensorMap::new(context, &Matrix { at: down, rows: rank, cols: k, bf16: true }, 16)?;
-        Ok(PartMaps([of_up(STORE_COLUMNS)?, of_up(ADD_COLUMNS)?, down]))
+/// No map.
+const NONE: TensorMap = TensorMap([0; 16]);
+
+/// The parts as kernels that project down take them, of a linear with `k` inputs. `ranks` gives the ranks of a box, from
+/// a part's first rank and how many it has.
+pub(super) fn down_maps(
+    context: &Context,
+    parts: &[Part],
+    k: usize,
+    ranks: impl Fn(usize, usize) -> usize,
+) -> Result<[DownMap; MAX_PARTS]> {
+    let mut out = [DownMap { down: NONE, strength: 0.0, end: 0, ranks: 0 }; MAX_PARTS];
+    let mut begin = 0;
+    for (to, part) in out.iter_mut().zip(parts) {
+        let (ranks, end) = (ranks(begin, part.rank), begin + part.rank);
+        (to.strength, to.end, to.ranks) = (part.strength, end as i32, ranks as i32);
+        if part.rank > 0 {
+            let down = Matrix { at: part.down, rows: part.rank, cols: k, bf16: true };
+            to.down = TensorMap::new(context, &down, ranks as u32)?;
+        }
+        begin = end;
     }
+    Ok(out)
+}
 
-    pub(super) fn bytes(&self) -> Vec<u8> {
-        self.0.iter().flat_map(|map| map.0).flat_map(u64::to_le_bytes).collect()
+/// The parts as kernels that project up take them, for tiles of so many columns.
+fn up_maps(context: &Context, parts: &[Part], columns: usize) -> Result<[UpMap; MAX_PARTS]> {
+    let mut out = [UpMap { up: NONE, end: 0, first: 0, last: 0 }; MAX_PARTS];
+    let mut end = 0;
+    for (to, part) in out.iter_mut().zip(parts) {
+        end += part.rank as i32;
+        let [first, last] = part.rows;
+        (to.end, to.first, to.last) = (end, first as i32, last as i32);
+        if part.rank > 0 {
+            let up = Matrix { at: part.up, rows: last - first, cols: part.rank, bf16: true };
+            to.up = TensorMap::new(context, &up, columns as u32 / 2)?;
+        }
     }
-
-    /// Of `up`, for tiles of so many columns, among maps that begin at `at`.
-    fn up(at: u64, columns: usize) -> u64 {
-        at + if columns == ADD_COLUMNS { 128 } else { 0 }
-    }
-
-    fn down(at: u64) -> u64 {
-        at + 2 * 128
-    }
+    Ok(out)
 }
 
 /// `GemmParams`
@@ -122,13 +141,14 @@ struct GemmParams {
     rope: u64,
     next_scales: u64,
     next_lora: u64,
-    parts: [UpPart; MAX_PARTS],
-    next_parts: [DownPart; MAX_PARTS],
     m: i32,
     n: i32,
     k: i32,
     rank: i32,
     next_rank: i32,
+    next_slots: i32,
+    parts: [UpMap; MAX_PARTS],
+    next_parts: [DownMap; MAX_PARTS],
 }
 
 /// `AttentionParams`
@@ -153,6 +173,7 @@ pub(super) struct Kernels {
     unpack_exact: Kernel,
     w4a8: Linears,
     w4a4: Linears,
+    pub(super) project_down: ProjectDown,
     attention: Kernel,
 }
 
@@ -175,6 +196,8 @@ struct Linears {
 const STORE_COLUMNS: usize = 256;
 /// The same of those that add in profile W4A8.
 const ADD_COLUMNS: usize = 192;
+/// `low_rank::SLOT_RANKS`
+const SLOT_RANKS: usize = 64;
 const ATTENTION_SHARED: u32 = 128 * 128 * 2 + 2 * 2 * (ATTENTION_KEYS * 128 * 2) + 8 * (1 + 4 * 2);
 const ATTENTION_KEYS: u32 = 128;
 
@@ -183,6 +206,30 @@ const fn gemm_shared(columns: usize, scale_bytes: u32) -> u32 {
     let slot = 128 * (128 + columns as u32) + scale_bytes;
     let stages = 196608 / slot;
     stages * slot + 2 * (2 * 64 * 128) + 2 * 8 * stages
+}
+
+/// The clusters of a linear before a GELU, and the slots `[rows, rank]` in which they add up what it projects down.
+pub(super) struct GeluGrid {
+    clusters: usize,
+    pub(super) slots: usize,
+}
+
+impl GeluGrid {
+    /// As few slots as can be without one more tile for any cluster, of `most` at most. Tiles go round the clusters, along
+    /// the rows first: so often does one have the same rows again.
+    fn new(rows: usize, n: usize, most: usize) -> Self {
+        let (down, across) = (rows.div_ceil(256).max(1), n.div_ceil(STORE_COLUMNS));
+        let tiles = down * across;
+        let rounds = tiles.div_ceil(most);
+        let slots = |clusters: usize| (clusters / gcd(clusters, down)).min(across);
+        let choices = (tiles.div_ceil(rounds)..=most.min(tiles)).rev();
+        let best = choices.map(|clusters| GeluGrid { clusters, slots: slots(clusters) });
+        best.min_by_key(|grid| grid.slots).unwrap_or(GeluGrid { clusters: tiles, slots: across })
+    }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// The input of a 4-bit linear on its way to the tensor cores.
@@ -231,6 +278,7 @@ impl Kernels {
             unpack_exact: unpack_exact.kernel(c"unpack_w4a4_sm90", 0)?,
             w4a8: Linears::load_w4a8(context)?,
             w4a4: Linears::load_w4a4(context)?,
+            project_down: ProjectDown::load(context)?,
             attention: attention.kernel(c"attention_d128_sm90", ATTENTION_SHARED)?,
             _modules: [attention, unpack, unpack_nvfp4, unpack_exact],
         })
@@ -299,6 +347,16 @@ impl Kernels {
         unsafe { kernel.launch(&self.context, grid, &mut arguments) }
     }
 
+    /// Clusters of two blocks that run at once.
+    fn clusters(&self) -> usize {
+        self.context.multiprocessors as usize / 2
+    }
+
+    /// How [`Epilogue::Gelu`] of `rows` rows and `n` outputs is launched.
+    pub(super) fn gelu_grid(&self, rows: usize, n: usize) -> GeluGrid {
+        GeluGrid::new(rows, n, self.clusters())
+    }
+
     /// A 4-bit linear.
     pub(super) fn linear(&self, x: &Quantized<'_>, w: &Weights<'_>, epilogue: &Epilogue<'_>) -> Result<()> {
         let (m, n, k) = (x.rows, w.n, w.k);
@@ -327,6 +385,8 @@ impl Kernels {
             w: w_map,
             lora,
             out: x_map,
+            parts: up_maps(&self.context, w.parts, columns)?,
+            next_parts: down_maps(&self.context, &[], n, |_, _| SLOT_RANKS)?,
             xs: x.scales.at(),
             ws: w.scales.at(),
             bias: w.bias.at(),
@@ -335,14 +395,16 @@ impl Kernels {
             rope: 0,
             next_scales: 0,
             next_lora: 0,
-            parts: low_rank::up_parts(w.parts, |part| PartMaps::up(part.maps, columns)),
-            next_parts: low_rank::down_parts(&[], |_| 0),
             m: m as i32,
             n: n as i32,
             k: k as i32,
             rank: rank as i32,
             next_rank: 0,
+            next_slots: 0,
         };
+        // Clusters of two, one block a multiprocessor.
+        let tiles = m.div_ceil(256) * n.div_ceil(columns);
+        let mut clusters = tiles.min(self.clusters());
         match *epilogue {
             Epilogue::Store { out } => params.out = map(out, m, n, true, 64)?,
             Epilogue::Add { out, gate } => {
@@ -355,16 +417,15 @@ impl Kernels {
             }
             Epilogue::Gelu { codes, scales, reciprocal, parts, partials } => {
                 params.out = map(codes, m, n, false, 64)?;
-                params.next_parts = low_rank::down_parts(parts, |part| PartMaps::down(part.maps));
+                params.next_parts = down_maps(&self.context, parts, n, |_, _| SLOT_RANKS)?;
                 (params.reciprocal, params.next_scales) = (reciprocal, scales);
                 (params.next_lora, params.next_rank) = (partials, low_rank::rank(parts) as i32);
+                let grid = self.gelu_grid(m, n);
+                (clusters, params.next_slots) = (grid.clusters, grid.slots as i32);
             }
         }
-        // Clusters of two, one block a multiprocessor.
-        let tiles = m.div_ceil(256) * n.div_ceil(columns);
-        let clusters = tiles.min(self.context.multiprocessors as usize / 2) as u32;
         let shared_bytes = gemm_shared(columns, linears.scale_bytes);
-        let grid = Grid { blocks: [2 * clusters, 1, 1], threads: 384, shared_bytes };
+        let grid = Grid { blocks: [2 * clusters as u32, 1, 1], threads: 384, shared_bytes };
         let kernel = kernel.doing([m, n, k], Work::int8(m, n, k));
         // SAFETY: `GemmParams` is the kernel's; its matrices are as large as their maps say.
         unsafe { kernel.launch(&self.context, grid, &mut [argument(&params)]) }
@@ -403,7 +464,7 @@ impl Linears {
         let module = Module::load(context, "gemm_w4a8_sm90")?;
         let [store, add] = [gemm_shared(STORE_COLUMNS, 0), gemm_shared(ADD_COLUMNS, 0)];
         Ok(Linears {
-            quantizer: Quantizer::load(context, c"quantize_w4a8", 8)?,
+            quantizer: Quantizer::load(context, c"quantize_w4a8", Kind::Leaving)?,
             store: module.kernel(c"gemm_w4a8_store_sm90", store)?,
             qkv: module.kernel(c"gemm_w4a8_qkv_sm90", store)?,
             gelu: module.kernel(c"gemm_w4a8_gelu_sm90", store)?,
@@ -421,7 +482,7 @@ impl Linears {
         let shared = gemm_shared(STORE_COLUMNS, SCALE_BYTES);
         let add = module.kernel(c"gemm_w4a4_add_sm90", shared)?;
         Ok(Linears {
-            quantizer: Quantizer::load(context, c"quantize_w4a4_sm90", 8)?,
+            quantizer: Quantizer::load(context, c"quantize_w4a4_sm90", Kind::Leaving)?,
             store: module.kernel(c"gemm_w4a4_store_sm90", shared)?,
             qkv: module.kernel(c"gemm_w4a4_qkv_sm90", shared)?,
             gelu: module.kernel(c"gemm_w4a4_gelu_sm90", shared)?,
@@ -431,5 +492,35 @@ impl Linears {
             scale_bytes: SCALE_BYTES,
             _module: module,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_of_a_slot_are_one_clusters() {
+        for (rows, n, most) in [
+            (4608, 12288, 66),
+            (4096, 12288, 66),
+            (512, 12288, 66),
+            (1, 256, 66),
+            (300, 640, 57),
+            (7777, 3072, 1),
+        ] {
+            let GeluGrid { clusters, slots } = GeluGrid::new(rows, n, most);
+            let (down, across) = (rows.div_ceil(256), n.div_ceil(256));
+            assert!(clusters <= most && clusters <= down * across);
+            assert_eq!((down * across).div_ceil(clusters), (down * across).div_ceil(most), "more rounds");
+            for tile in 0..down * across {
+                // The one before in its slot, in the same rows.
+                if let Some(before) = tile.checked_sub(down * slots) {
+                    assert_eq!(before % clusters, tile % clusters, "{rows} rows of {n}");
+                }
+            }
+        }
+        assert_eq!(GeluGrid::new(4608, 12288, 66).slots, 7);
+        assert_eq!(GeluGrid::new(4096, 12288, 66).slots, 4);
     }
 }

@@ -2,7 +2,7 @@
 //! activations quantised to 8 bits; in W4A4, exact to the checkpoint, both keep their 4-bit codes and group scales.
 
 use super::Cuda;
-use super::hopper::{self, Kernels, PartMaps, Quantized};
+use super::hopper::{self, Kernels, Quantized};
 use super::linear::{Epilogue, Target};
 use super::low_rank::{self, Part, Update};
 use super::memory::Range;
@@ -24,7 +24,7 @@ pub(super) struct Weights {
     reciprocal: Range,
     /// Its low-rank branch, and the memory of that.
     own: Part,
-    _own: [Range; 3],
+    _own: [Range; 2],
     /// The input comes from a GELU, whose results are shifted.
     pub(super) unsigned: bool,
 }
@@ -109,12 +109,7 @@ impl Weights {
         let reciprocal = || pack::unpack_vector(&source.smooth).iter().map(|v| 1.0 / v).collect::<Vec<f32>>();
         let down = cuda.constant_of(rank * k, || pack::unpack_lora_down_bf16(&source.lora_down, k, rank))?;
         let up = cuda.constant_of(n * rank, || pack::unpack_lora_up_bf16(&source.lora_up, n, rank))?;
-        let maps = match rank {
-            0 => vec![],
-            _ => PartMaps::new(&cuda.gpu.context, down.at(), up.at(), [k, n, rank])?.bytes(),
-        };
-        let maps = cuda.constant(&maps)?;
-        let [down_at, up_at, maps_at] = [&down, &up, &maps].map(Range::at);
+        let [down_at, up_at] = [&down, &up].map(Range::at);
         Ok(Weights {
             profile,
             n,
@@ -122,8 +117,8 @@ impl Weights {
             held,
             bias: cuda.constant_of(2 * n, || pack::f32_to_bf16(&pack::unpack_vector(&source.bias)))?,
             reciprocal: cuda.constant_of(k, reciprocal)?,
-            own: Part { rank, strength: 1.0, rows: [0, n], down: down_at, up: up_at, maps: maps_at },
-            _own: [down, up, maps],
+            own: Part { rank, strength: 1.0, rows: [0, n], down: down_at, up: up_at },
+            _own: [down, up],
             unsigned,
         })
     }
@@ -144,6 +139,12 @@ impl Weights {
         let groups = if self.profile == Profile::W4A4 { self.k / 64 } else { 1 };
         let (codes, scales) = (cuda.temporary(rows * self.k)?, cuda.temporary(groups * rows * 4)?);
         let lora = cuda.temporary(rows * rank * 2)?;
+        // What is projected down, if that is not x itself.
+        let normed = match norm.is_some() && rank > 0 {
+            true => Some(cuda.temporary(rows * self.k * 2)?),
+            false => None,
+        };
+        let h = normed.as_ref().map(Range::at);
         kernels(cuda).quantizer(self.profile).quantize(&QuantizeParams {
             x,
             scale,
@@ -151,12 +152,14 @@ impl Weights {
             reciprocal: self.reciprocal.at(),
             xq: codes.at(),
             xs: scales.at(),
-            lora: lora.at(),
+            lora: 0,
+            h: h.unwrap_or_default(),
             m: rows as i32,
             k: self.k as i32,
-            rank: rank as i32,
-            parts: low_rank::down_parts(&parts, |part| part.down),
+            rank: 0,
+            parts: low_rank::down_parts(&[], |_| 0),
         })?;
+        kernels(cuda).project_down.run(h.unwrap_or(x), [rows, self.k], &parts, lora.at())?;
         Ok(Rows { count: rows, codes, scales, lora, rank })
     }
 
@@ -179,7 +182,8 @@ impl Weights {
         let groups = if self.profile == Profile::W4A4 { self.n / 64 } else { blocks };
         let (codes, scales) = (cuda.temporary(rows * self.n)?, cuda.temporary(groups * rows * 4)?);
         let lora = cuda.temporary(rows * rank * 2)?;
-        let partials = cuda.temporary(blocks * rows * rank * 4)?;
+        let slots = kernels(cuda).gelu_grid(rows, self.n).slots;
+        let partials = cuda.temporary(slots * rows * rank * 4)?;
         let epilogue = Epilogue::Gelu {
             codes: codes.at(),
             scales: scales.at(),
@@ -188,7 +192,7 @@ impl Weights {
             partials: partials.at(),
         };
         self.product(cuda, x, updates, &epilogue)?;
-        kernels(cuda).quantizer(self.profile).sum_low_rank(partials.at(), lora.at(), blocks, rows * rank)?;
+        kernels(cuda).project_down.sum(partials.at(), lora.at(), slots, rows * rank)?;
         Ok(Rows { count: rows, codes, scales, lora, rank })
     }
 

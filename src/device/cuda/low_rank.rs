@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use super::Cuda;
 use super::generic::{LinearParams, Output};
-use super::hopper::PartMaps;
 use super::memory::{ALIGNMENT, Range};
 use super::tensor::Elements;
 use crate::ops::{Activation, LowRankSource};
@@ -44,32 +43,19 @@ pub(super) fn load(cuda: &Cuda, sources: &[LowRankSource<'_>]) -> Result<Vec<Low
     let context = &cuda.gpu.context;
     let mut segments = Vec::new();
     for (source, place) in sources.iter().zip(&places).filter(|(source, _)| source.rank > 0) {
-        let [down, up] = [place.down, place.up].map(|start| memory.at() + start as u64);
-        let outputs = place.rows.len();
-        // Only Hopper's 4-bit linears are multiplied through maps; sizes of others may be none that a map can have.
-        let maps = match cuda.gpu.hopper.is_some() && source.n % 64 == 0 && source.k % 64 == 0 {
-            true => PartMaps::new(context, down, up, [source.k, outputs, place.rank])?.bytes(),
-            false => vec![0; PartMaps::BYTES],
-        };
         segments.extend(Segment::rows(place.down, &source.down, source.k, source.k));
         let first_row = place.up + (source.rows.start - place.rows.start) * place.rank * 2;
         segments.extend(Segment::rows(first_row, &source.up, source.rank, place.rank));
-        segments.push(Segment {
-            start: place.maps,
-            width: maps.len(),
-            pitch: maps.len(),
-            bytes: maps.into(),
-        });
     }
     context.staging.fill(context, memory.at(), bytes, |start, to| fill(&segments, start, to))?;
     let update = |(source, place): (&LowRankSource<'_>, Place)| {
-        let [down, up, maps] = [place.down, place.up, place.maps].map(|start| memory.at() + start as u64);
+        let [down, up] = [place.down, place.up].map(|start| memory.at() + start as u64);
         let Place { rank, rows: Rows { start, end }, .. } = place;
         Ok(LowRank {
             shape: [source.n, source.k],
             rows: source.rows.clone(),
             _memory: memory.clone(),
-            part: Part { rank, strength: 1.0, rows: [start, end], down, up, maps },
+            part: Part { rank, strength: 1.0, rows: [start, end], down, up },
             bias: match source.bias.as_slice() {
                 [] => None,
                 bias => Some(cuda.constant(bias)?),
@@ -83,7 +69,6 @@ pub(super) fn load(cuda: &Cuda, sources: &[LowRankSource<'_>]) -> Result<Vec<Low
 struct Place {
     down: usize,
     up: usize,
-    maps: usize,
     /// A multiple of 16.
     rank: usize,
     /// Of `up`: begins with a multiple of 8, and so it ends if there are as many outputs.
@@ -95,7 +80,7 @@ impl Place {
         let rank = source.rank.next_multiple_of(16);
         let rows = source.rows.start / 8 * 8..source.rows.end.next_multiple_of(8).min(source.n);
         let [down, up] = [rank * source.k, rows.len() * rank].map(|count| take(count * 2));
-        Place { down, up, maps: take(PartMaps::BYTES), rank, rows }
+        Place { down, up, rank, rows }
     }
 }
 
@@ -177,8 +162,6 @@ pub(super) struct Part {
     pub(super) down: u64,
     /// `[outputs, rank]` bf16
     pub(super) up: u64,
-    /// [`super::hopper::PartMaps`]
-    pub(super) maps: u64,
 }
 
 /// `DownPart`

@@ -22,6 +22,7 @@ mod linear8;
 mod low_rank;
 mod memory;
 mod profile;
+mod project_down;
 mod quantize;
 mod staging;
 mod stored;

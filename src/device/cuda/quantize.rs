@@ -23,6 +23,7 @@ pub(super) struct QuantizeParams {
     pub(super) xq: u64,
     pub(super) xs: u64,
     pub(super) lora: u64,
+    pub(super) h: u64,
     pub(super) m: i32,
     pub(super) k: i32,
     /// Of all parts.
@@ -46,45 +47,72 @@ pub(super) struct Quantizer {
     _module: Module,
     quantize: Kernel,
     sum_low_rank: Kernel,
-    /// Of a code.
-    bits: usize,
+    kind: Kind,
     /// Bytes of shared memory that a block may have.
     shared_memory: u32,
 }
 
-/// `quantize::smem_bytes(k, rows)`
-const fn shared_bytes(k: usize, rows: u32) -> usize {
-    rows as usize * (k + 32) * 2 + (rows / 2 * rows * 32 * 4) as usize
+/// The kernels of the two kinds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Codes of 4 bits. They project down themselves.
+    Projecting,
+    /// Codes of 8 bits. They leave what is to be projected.
+    Leaving,
+}
+
+impl Kind {
+    /// `quantize::smem_bytes`
+    const fn shared_bytes(self, k: usize, rows: u32) -> usize {
+        let scratch = (rows / 2 * rows * 32 * 4) as usize;
+        match self {
+            Kind::Projecting => rows as usize * (k + 32) * 2 + scratch,
+            Kind::Leaving => rows as usize * (2 * k + 32),
+        }
+    }
+
+    /// Rows that a block may have, the best number first.
+    const fn rows(self) -> &'static [u32] {
+        match self {
+            Kind::Projecting => &[16, 8],
+            Kind::Leaving => &[4],
+        }
+    }
 }
 
 impl Quantizer {
-    /// The kernel `name`, whose codes have this many bits.
+    /// The kernel `name`.
     ///
     /// # Errors
     /// [`Error::DeviceUnsupported`] when this build lacks the kernels.
-    pub(super) fn load(context: &Arc<Context>, name: &'static CStr, bits: usize) -> Result<Self> {
+    pub(super) fn load(context: &Arc<Context>, name: &'static CStr, kind: Kind) -> Result<Self> {
         let module = Module::load(context, "quantize")?;
         let shared_memory = choice::shared_memory(context.info.compute_capability);
         Ok(Quantizer {
             context: context.clone(),
             quantize: module.kernel(name, shared_memory)?,
             sum_low_rank: module.kernel(c"sum_low_rank", 0)?,
-            bits,
+            kind,
             shared_memory,
             _module: module,
         })
     }
 
     /// # Errors
-    /// [`Error::Unsupported`] for rows of `k` channels if eight of them do not fit into shared memory.
+    /// [`Error::Unsupported`] for rows of `k` channels if a block's do not fit into shared memory.
     pub(super) fn check(&self, k: usize) -> Result<()> {
-        match shared_bytes(k, 8) <= self.shared_memory as usize {
-            true => Ok(()),
-            false => Err(Error::Unsupported(format!(
+        self.rows(k).map(drop)
+    }
+
+    /// Rows of a block.
+    fn rows(&self, k: usize) -> Result<u32> {
+        let fits = |rows: &&u32| self.kind.shared_bytes(k, **rows) <= self.shared_memory as usize;
+        self.kind.rows().iter().find(fits).copied().ok_or_else(|| {
+            Error::Unsupported(format!(
                 "a 4-bit linear with {k} input channels: that is more than rows on {} can have",
                 self.context.info.name
-            ))),
-        }
+            ))
+        })
     }
 
     /// Rows made ready for a 4-bit linear.
@@ -93,13 +121,16 @@ impl Quantizer {
     /// As [`Self::check`].
     pub(super) fn quantize(&self, params: &QuantizeParams) -> Result<()> {
         let k = params.k as usize;
-        self.check(k)?;
-        let rows = if shared_bytes(k, 16) <= self.shared_memory as usize { 16 } else { 8 };
+        let rows = self.rows(k)?;
         let blocks = [(params.m as u32).div_ceil(rows), 1, 1];
-        let grid = Grid { blocks, threads: 32 * rows, shared_bytes: shared_bytes(k, rows) as u32 };
+        let shared_bytes = self.kind.shared_bytes(k, rows) as u32;
+        let grid = Grid { blocks, threads: 32 * rows, shared_bytes };
         let [m, rank] = [params.m as usize, params.rank as usize];
-        let bytes = m * (2 * k + k * self.bits / 8 + 4 + 2 * rank);
-        let kernel = self.quantize.doing([m, k, rank], Work::Bytes(bytes as f64));
+        let results = match self.kind {
+            Kind::Projecting => k / 2 + 2 * rank,
+            Kind::Leaving => k + if params.h == 0 { 0 } else { 2 * k },
+        };
+        let kernel = self.quantize.doing([m, k, rank], Work::Bytes((m * (2 * k + results)) as f64));
         // SAFETY: `QuantizeParams` is the kernel's.
         unsafe { kernel.launch(&self.context, grid, &mut [argument(params)]) }
     }
