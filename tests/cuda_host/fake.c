@@ -300,8 +300,8 @@ R cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *base, const u
     (void)promotion, (void)fill, (void)steps;
     unsigned bytes = type == 9 ? 2 : 1;
     if ((uintptr_t)map % 64 || rank != 2 || (uintptr_t)base % 16 || !sizes[0] || !sizes[1] || strides[0] % 16) return refuse(INVALID_VALUE);
-    /* Boxes of 128 or of 32 bytes a row, each swizzled over all of it. */
-    if (box[0] * bytes != (swizzle == 3 ? 128 : 32) || (swizzle != 3 && swizzle != 1)) return refuse(INVALID_VALUE);
+    /* Boxes of 128 bytes a row, swizzled over all of it. */
+    if (box[0] * bytes != 128 || swizzle != 3) return refuse(INVALID_VALUE);
     if (!box[1] || box[1] > 256 || interleave) return refuse(INVALID_VALUE);
     return inside((P)(uintptr_t)base, strides[0] * sizes[1]) ? INVALID_VALUE : OK;
 }
