@@ -279,7 +279,8 @@ typedef struct svdq_lora svdq_lora;
 typedef struct svdq_model svdq_model;
 
 /**
- * A prompt that is encoded for one model.
+ * A prompt that is encoded for one model, to be used for any number of pictures. It takes a few
+ * megabytes of the host's memory, and saves each picture the time of the text encoders.
  */
 typedef struct svdq_prompt svdq_prompt;
 
@@ -635,6 +636,46 @@ typedef struct svdq_lora_info {
 } svdq_lora_info;
 
 /**
+ * A LoRA that a picture is to be made with.
+ */
+typedef struct svdq_lora_ref {
+  /**
+   * sizeof(svdq_lora_ref), the same in all elements of an array.
+   */
+  uint32_t struct_size;
+  /**
+   * 1 is what the LoRA was trained for; 0 leaves it out. Negative and large values are allowed.
+   */
+  float strength;
+  /**
+   * Of the model that makes the picture. Not NULL, and not twice in an array.
+   */
+  const struct svdq_lora *lora;
+} svdq_lora_ref;
+
+/**
+ * What to encode.
+ */
+typedef struct svdq_prompt_params {
+  /**
+   * sizeof(svdq_prompt_params).
+   */
+  uint32_t struct_size;
+  /**
+   * Elements of loras, at most 64.
+   */
+  uint32_t lora_count;
+  /**
+   * The prompt, UTF-8. Not NULL; "" is a prompt.
+   */
+  const char *text;
+  /**
+   * lora_count LoRAs, or NULL for none. Those that change text encoders take part in the encoding.
+   */
+  const struct svdq_lora_ref *loras;
+} svdq_prompt_params;
+
+/**
  * An image in the caller's memory.
  */
 typedef struct svdq_image {
@@ -671,28 +712,10 @@ typedef struct svdq_image {
    */
   void *pixels;
   /**
-   * Bytes at pixels that may be written.
+   * Bytes at pixels that may be written; that may be read, of an image that goes in.
    */
   uint64_t capacity;
 } svdq_image;
-
-/**
- * A LoRA that a picture is to be made with.
- */
-typedef struct svdq_lora_ref {
-  /**
-   * sizeof(svdq_lora_ref), the same in all elements of an array.
-   */
-  uint32_t struct_size;
-  /**
-   * 1 is what the LoRA was trained for; 0 leaves it out. Negative and large values are allowed.
-   */
-  float strength;
-  /**
-   * Of the model that makes the picture. Not NULL, and not twice in an array.
-   */
-  const struct svdq_lora *lora;
-} svdq_lora_ref;
 
 /**
  * What to generate.
@@ -727,30 +750,62 @@ typedef struct svdq_generate_params {
    */
   uint64_t seed;
   /**
-   * What the picture shows, UTF-8. Not NULL; "" is a prompt.
+   * What the picture shows, UTF-8; "" is a prompt. NULL with encoded.
    */
   const char *prompt;
   /**
-   * NULL: encoded prompts are not supported yet.
+   * What the picture shows, encoded by the same model. NULL with prompt.
    */
   const struct svdq_prompt *encoded;
   /**
-   * lora_count LoRAs to use, or NULL for none. Their order has no meaning.
+   * lora_count LoRAs to use, or NULL for none. Their order has no meaning. Those that change text
+   * encoders change the encoding of prompt; encoded stays what it is.
    */
   const struct svdq_lora_ref *loras;
   /**
-   * NULL: images to start from are not supported yet.
+   * An image to start from, of the picture's size, for a model loaded with SVDQ_MODEL_IMAGE_INPUT.
+   * NULL: the picture starts from noise alone.
    */
   const struct svdq_image *init;
   /**
-   * 0.
+   * How much of init is replaced, up to 1, which is all of it: the strength of diffusers'
+   * FluxImg2ImgPipeline, which runs this part of the steps. 0: the default, 0.6.
    */
   float init_strength;
   /**
-   * 0: previews are not supported yet.
+   * Steps from one preview to the next. 0: no previews. Only jobs have them; they do not change the
+   * picture.
    */
   uint32_t preview_every;
 } svdq_generate_params;
+
+/**
+ * What a picture takes beside the model.
+ */
+typedef struct svdq_generate_cost {
+  /**
+   * sizeof(svdq_generate_cost), set by the caller.
+   */
+  uint32_t struct_size;
+  /**
+   * 1 when the GPU's free memory and the memory budget suffice now; 0 when not. 1 on the CPU.
+   */
+  uint32_t fits;
+  /**
+   * Bytes of temporaries on the GPU at the peak, exactly; 0 on the CPU. Temporaries of the last
+   * picture are used again.
+   */
+  uint64_t device_bytes;
+  /**
+   * Bytes of temporaries in the host's memory at the peak, exactly: what the allocator hook is asked
+   * for.
+   */
+  uint64_t host_bytes;
+  /**
+   * Bytes of the picture as SVDQ_FORMAT_RGBA8 without gaps.
+   */
+  uint64_t image_bytes;
+} svdq_generate_cost;
 
 /**
  * How far a job is.
@@ -773,7 +828,8 @@ typedef struct svdq_job_status {
    */
   uint32_t step;
   /**
-   * Denoising steps of the picture. 0: the job loads a model.
+   * Denoising steps that are run: with svdq_generate_params.init fewer than were asked for. 0: the job
+   * loads a model.
    */
   uint32_t steps;
   /**
@@ -1198,6 +1254,33 @@ SVDQ_API svdq_result svdq_lora_get_info(const struct svdq_lora *lora, struct svd
 SVDQ_API void svdq_lora_release(struct svdq_lora *lora);
 
 /**
+ * Encodes a prompt. Blocks until it is done. A picture of it is the same, byte for byte, as one of the
+ * text with the same LoRAs.
+ *
+ * model: may be released before the prompt is.
+ * params: what to encode. Nothing of it is needed after the call.
+ * out: receives the prompt, or NULL on failure. Release it with svdq_prompt_release.
+ *
+ * Errors: SVDQ_ERR_OUT_OF_HOST_MEMORY, SVDQ_ERR_OUT_OF_DEVICE_MEMORY, SVDQ_ERR_MEMORY_BUDGET,
+ * SVDQ_ERR_DEVICE_LOST, SVDQ_ERR_SHUTTING_DOWN, SVDQ_ERR_CANCELLED by svdq_context_shutdown,
+ * SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT.
+ * Threads: any; takes turns with the pictures of its model.
+ * Since 0.1.
+ */
+SVDQ_API
+svdq_result svdq_prompt_encode(struct svdq_model *model,
+                               const struct svdq_prompt_params *params,
+                               struct svdq_prompt **out);
+
+/**
+ * Releases a prompt. Jobs that use it go on. NULL is allowed.
+ *
+ * Threads: any, once no other call uses this handle.
+ * Since 0.1.
+ */
+SVDQ_API void svdq_prompt_release(struct svdq_prompt *prompt);
+
+/**
  * The smallest capacity that holds an image: from its first byte to the last byte of its last row.
  *
  * image: pixels and capacity are not looked at.
@@ -1240,6 +1323,24 @@ SVDQ_API
 svdq_result svdq_generate(struct svdq_model *model,
                           const struct svdq_generate_params *params,
                           const struct svdq_image *out);
+
+/**
+ * Says what a picture would take, without making it. Takes no memory that counts, and a few
+ * milliseconds: not for every frame.
+ *
+ * params: as for svdq_generate. Whether the model has the prompt's encoding already (it keeps that of
+ * its last picture) makes a difference.
+ * cost: its struct_size must be set. Not written on failure.
+ *
+ * Errors: SVDQ_ERR_DEVICE_LOST, SVDQ_ERR_VERSION_MISMATCH, SVDQ_ERR_INVALID_ARGUMENT. A picture that does
+ * not fit is none.
+ * Threads: any; does not wait for pictures.
+ * Since 0.1.
+ */
+SVDQ_API
+svdq_result svdq_generate_check(const struct svdq_model *model,
+                                const struct svdq_generate_params *params,
+                                struct svdq_generate_cost *cost);
 
 /**
  * Makes a picture in the background. Returns at once; the picture is the one that svdq_generate would
@@ -1329,7 +1430,8 @@ SVDQ_API svdq_result svdq_job_error(const struct svdq_job *job, char *buf, size_
  * Copies a picture out of a job, any number of times.
  *
  * which: SVDQ_JOB_IMAGE for the finished picture, whose size out has to have. SVDQ_JOB_PREVIEW for the
- * newest preview, whose size svdq_job_status has; it stays when the job has ended.
+ * newest preview, whose size svdq_job_status has, a pixel for 8 x 8 of the picture's; it stays when
+ * the job has ended.
  * out: where to. Its pixels are not written on failure.
  *
  * Errors: SVDQ_ERR_BUSY until the picture is done, or while there is no preview yet. Those of the job,

@@ -1,11 +1,12 @@
 //! Images in the caller's memory.
 
 use std::ffi::c_void;
+use std::ptr::NonNull;
 use std::slice;
 
 use super::boundary::{Sized32, guard, pointer, read_struct};
 use super::svdq_result;
-use crate::engine::{ImageMut, PixelFormat};
+use crate::engine::{ImageMut, ImageRef, PixelFormat};
 use crate::{Error, Result};
 
 /// Bytes in memory: red, green, blue, 255.
@@ -38,7 +39,7 @@ pub struct svdq_image {
     pub reserved: u32,
     /// Where the first row in memory starts. Bytes between rows are not written.
     pub pixels: *mut c_void,
-    /// Bytes at pixels that may be written.
+    /// Bytes at pixels that may be written; that may be read, of an image that goes in.
     pub capacity: u64,
 }
 
@@ -73,18 +74,36 @@ pub unsafe extern "C" fn svdq_image_bytes(image: *const svdq_image, bytes: *mut 
 /// # Safety
 /// `image.pixels` is NULL or `image.capacity` bytes are writable there while `'a` lasts.
 pub(super) unsafe fn image_mut<'a>(image: &svdq_image) -> Result<ImageMut<'a>> {
+    let (pixels, length) = span(image)?;
+    // SAFETY: `length` is at most `capacity`, which is writable by the caller's promise.
+    let pixels = unsafe { slice::from_raw_parts_mut(pixels.as_ptr(), length) };
+    let bottom_up = image.flags & SVDQ_IMAGE_BOTTOM_UP != 0;
+    ImageMut::new(pixels, format(image)?, image.width, image.height, image.row_stride, bottom_up)
+}
+
+/// The pixels of `image` as the engine reads them.
+///
+/// # Safety
+/// `image.pixels` is NULL or `image.capacity` bytes are readable there and do not change while `'a` lasts.
+pub(super) unsafe fn image_ref<'a>(image: &svdq_image) -> Result<ImageRef<'a>> {
+    let (pixels, length) = span(image)?;
+    // SAFETY: `length` is at most `capacity`, which is readable by the caller's promise.
+    let pixels = unsafe { slice::from_raw_parts(pixels.as_ptr(), length) };
+    let bottom_up = image.flags & SVDQ_IMAGE_BOTTOM_UP != 0;
+    ImageRef::new(pixels, format(image)?, image.width, image.height, image.row_stride, bottom_up)
+}
+
+/// Where an image's pixels are, and how many bytes of them, which the capacity holds.
+fn span(image: &svdq_image) -> Result<(NonNull<u8>, usize)> {
     let need = needed(image)?;
     let pixels = pointer(image.pixels.cast::<u8>(), "pixels")?;
     if image.capacity < need {
         return Err(Error::BufferTooSmall { what: "pixels", got: image.capacity, need });
     }
-    let Ok(length) = isize::try_from(need) else {
-        return Err(Error::InvalidArgument(format!("an image of {need} bytes does not fit in memory")));
-    };
-    // SAFETY: `length` is at most `capacity`, which is writable by the caller's promise.
-    let pixels = unsafe { slice::from_raw_parts_mut(pixels.as_ptr(), length as usize) };
-    let bottom_up = image.flags & SVDQ_IMAGE_BOTTOM_UP != 0;
-    ImageMut::new(pixels, format(image)?, image.width, image.height, image.row_stride, bottom_up)
+    match isize::try_from(need) {
+        Ok(length) => Ok((pixels, length as usize)),
+        Err(_) => Err(Error::InvalidArgument(format!("an image of {need} bytes does not fit in memory"))),
+    }
 }
 
 fn needed(image: &svdq_image) -> Result<u64> {

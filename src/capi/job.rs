@@ -60,7 +60,8 @@ pub struct svdq_job_status {
     pub phase: u32,
     /// Denoising steps that are done.
     pub step: u32,
-    /// Denoising steps of the picture. 0: the job loads a model.
+    /// Denoising steps that are run: with svdq_generate_params.init fewer than were asked for. 0: the job
+    /// loads a model.
     pub steps: u32,
     /// 0 to 1, never less than before. 1 only when the job is done.
     pub fraction: f32,
@@ -224,7 +225,8 @@ pub unsafe extern "C" fn svdq_job_error(
 /// Copies a picture out of a job, any number of times.
 ///
 /// which: SVDQ_JOB_IMAGE for the finished picture, whose size out has to have. SVDQ_JOB_PREVIEW for the
-/// newest preview, whose size svdq_job_status has; it stays when the job has ended.
+/// newest preview, whose size svdq_job_status has, a pixel for 8 x 8 of the picture's; it stays when
+/// the job has ended.
 /// out: where to. Its pixels are not written on failure.
 ///
 /// Errors: SVDQ_ERR_BUSY until the picture is done, or while there is no preview yet. Those of the job,
@@ -242,7 +244,7 @@ pub unsafe extern "C" fn svdq_job_read_image(
         let (job, mut image) = unsafe { (&handle(job, "job")?.0, image_mut(&read_struct(out)?)?) };
         match which {
             SVDQ_JOB_IMAGE => job.read_image(&mut image),
-            SVDQ_JOB_PREVIEW => Err(Error::Unsupported("there are no previews".into())),
+            SVDQ_JOB_PREVIEW => job.read_preview(&mut image),
             other => Err(Error::InvalidArgument(format!("which is {other}, which is none"))),
         }
     })
@@ -308,9 +310,9 @@ fn job_status(job: &Job) -> svdq_job_status {
         steps: status.steps,
         fraction: status.fraction,
         result,
-        preview_serial: 0,
-        preview_width: 0,
-        preview_height: 0,
+        preview_serial: status.previews,
+        preview_width: status.preview_size[0],
+        preview_height: status.preview_size[1],
         queue_ms: ms(status.queue),
         load_ms: ms(status.load),
         encode_ms: ms(status.encode),

@@ -1,9 +1,10 @@
 //! LoRAs.
 
-use super::boundary::{Sized32, guard, handle, make_handle, release, write_struct};
+use super::boundary::{Sized32, guard, handle, make_handle, read_element, release, write_struct};
 use super::source::source;
 use super::{svdq_model, svdq_result, svdq_source};
 use crate::engine::Lora;
+use crate::{Error, Result};
 
 /// A LoRA that is loaded for one model.
 pub struct svdq_lora(pub(super) Lora);
@@ -112,4 +113,27 @@ pub unsafe extern "C" fn svdq_lora_get_info(
 pub unsafe extern "C" fn svdq_lora_release(lora: *mut svdq_lora) {
     // SAFETY: `lora` is as the header demands.
     unsafe { release(lora) }
+}
+
+/// More at a time are a mistake.
+pub(super) const MAX_LORAS: u32 = 64;
+
+/// The LoRAs of an array of so many elements, and their strengths.
+///
+/// # Safety
+/// As [`read_element`], and the handles are not released meanwhile.
+pub(super) unsafe fn loras(array: *const svdq_lora_ref, count: u32) -> Result<Vec<(Lora, f32)>> {
+    if count > MAX_LORAS {
+        let what = format!("lora_count is {count}, at most {MAX_LORAS} are allowed");
+        return Err(Error::InvalidArgument(what));
+    }
+    let element = |index| {
+        // SAFETY: the caller's promise; elements are read in order.
+        let (lora, strength) = unsafe {
+            let element = read_element(array, index, "loras")?;
+            (handle(element.lora, "lora")?, element.strength)
+        };
+        Ok((lora.0.clone(), strength))
+    };
+    (0..count as usize).map(element).collect()
 }

@@ -1,7 +1,7 @@
 //! Models and the files that they are read from.
 
 use super::boundary::{Sized32, guard, handle, make_handle, read_struct, release, write_struct};
-use super::generate::MAX_LORAS;
+use super::lora::MAX_LORAS;
 use super::source::source;
 use super::{svdq_context, svdq_result, svdq_source};
 use crate::engine::{Model, ModelInfo, ModelOptions};

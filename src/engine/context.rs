@@ -134,6 +134,14 @@ impl Context {
         self.scheduler.shut_down(timeout)
     }
 
+    /// Bytes of the GPU's memory that are there to be taken; `None` on the CPU.
+    pub(super) fn gpu_room(&self) -> Result<Option<u64>> {
+        let Some(gpu) = &self.gpu else { return Ok(None) };
+        let memory = gpu.memory()?;
+        let left = if memory.budget == 0 { u64::MAX } else { memory.budget.saturating_sub(memory.used) };
+        Ok(Some(memory.free.min(left)))
+    }
+
     pub(super) fn scheduler(&self) -> &Scheduler {
         &self.scheduler
     }

@@ -1,16 +1,16 @@
 //! A pipeline and its LoRAs on whichever device the context has.
 
+use std::sync::Arc;
+
 use super::{Context, StepTimes, Timings};
-use crate::Result;
 use crate::device::cpu::Cpu;
 use crate::device::cuda::Cuda;
 use crate::lora::LoraInfo;
 use crate::memory::Buf;
-#[cfg(test)]
-use crate::ops::Cost;
-use crate::ops::{Device as _, Profile};
-use crate::pipeline::flux::{FluxLora, FluxPipeline, Parts, ProgressFn, Request};
+use crate::ops::{Cost, Device as _, Profile};
+use crate::pipeline::flux::{Embeddings, FluxLora, FluxPipeline, Parts, Request, Watch};
 use crate::weights::Checkpoint;
+use crate::{Cancel, Result};
 
 pub(super) enum Pipeline {
     Cpu(Box<FluxPipeline<Cpu>>),
@@ -67,16 +67,29 @@ impl Pipeline {
         &self,
         request: &Request<'_>,
         loras: &[(&LoraWeights, f32)],
-        progress: &mut ProgressFn<'_>,
+        cancel: &Cancel,
+        watch: &mut dyn Watch,
     ) -> Result<(Buf<u8>, Timings)> {
         match self {
-            Pipeline::Cpu(pipeline) => pipeline.generate(request, &on_cpu(loras), progress),
-            Pipeline::Cuda(pipeline) => pipeline.generate(request, &on_cuda(loras), progress),
+            Pipeline::Cpu(pipeline) => pipeline.generate(request, &on_cpu(loras), cancel, watch),
+            Pipeline::Cuda(pipeline) => pipeline.generate(request, &on_cuda(loras), cancel, watch),
         }
     }
 
     /// `loras` as for [`Self::generate`].
-    #[cfg(test)]
+    pub(super) fn encode(
+        &self,
+        prompt: &str,
+        loras: &[(&LoraWeights, f32)],
+        cancel: &Cancel,
+    ) -> Result<Arc<Embeddings>> {
+        match self {
+            Pipeline::Cpu(pipeline) => pipeline.encode(prompt, &on_cpu(loras), cancel),
+            Pipeline::Cuda(pipeline) => pipeline.encode(prompt, &on_cuda(loras), cancel),
+        }
+    }
+
+    /// `loras` as for [`Self::generate`].
     pub(super) fn measure(&self, request: &Request<'_>, loras: &[(&LoraWeights, f32)]) -> Result<Cost> {
         match self {
             Pipeline::Cpu(pipeline) => pipeline.measure(request, &on_cpu(loras)),

@@ -1,5 +1,8 @@
 //! The caller's pixels.
 
+use std::fmt;
+
+use crate::memory::{Buf, HostMemory};
 use crate::{Error, Result};
 
 /// Order of the bytes of a pixel.
@@ -19,6 +22,14 @@ impl PixelFormat {
         match self {
             PixelFormat::Rgba8 | PixelFormat::Bgra8 => 4,
             PixelFormat::Rgb8 => 3,
+        }
+    }
+
+    fn read(self, pixel: &[u8]) -> [u8; 3] {
+        match (self, pixel) {
+            (PixelFormat::Bgra8, &[blue, green, red, ..]) => [red, green, blue],
+            (_, &[red, green, blue, ..]) => [red, green, blue],
+            _ => [0; 3],
         }
     }
 
@@ -57,15 +68,7 @@ impl<'a> ImageMut<'a> {
         row_stride: u64,
         bottom_up: bool,
     ) -> Result<Self> {
-        let need = Self::bytes_needed(format, width, height, row_stride)?;
-        if (pixels.len() as u64) < need {
-            return Err(Error::BufferTooSmall {
-                what: "the image's pixel buffer",
-                got: pixels.len() as u64,
-                need,
-            });
-        }
-        let row_stride = if row_stride == 0 { width as usize * format.bytes() } else { row_stride as usize };
+        let row_stride = check_layout(pixels, format, width, height, row_stride)?;
         Ok(ImageMut { pixels, format, width, height, row_stride, bottom_up })
     }
 
@@ -124,6 +127,83 @@ impl<'a> ImageMut<'a> {
     }
 }
 
+/// An image in the caller's memory that is only read.
+#[derive(Clone, Copy)]
+pub struct ImageRef<'a> {
+    pixels: &'a [u8],
+    format: PixelFormat,
+    width: u32,
+    height: u32,
+    row_stride: usize,
+    bottom_up: bool,
+}
+
+impl<'a> ImageRef<'a> {
+    /// As [`ImageMut::new`].
+    ///
+    /// # Errors
+    /// As [`ImageMut::new`].
+    pub fn new(
+        pixels: &'a [u8],
+        format: PixelFormat,
+        width: u32,
+        height: u32,
+        row_stride: u64,
+        bottom_up: bool,
+    ) -> Result<Self> {
+        let row_stride = check_layout(pixels, format, width, height, row_stride)?;
+        Ok(ImageRef { pixels, format, width, height, row_stride, bottom_up })
+    }
+
+    /// Width in pixels.
+    pub fn width(&self) -> u32 {
+        self.width
+    }
+
+    /// Height in pixels.
+    pub fn height(&self) -> u32 {
+        self.height
+    }
+
+    /// Tightly packed RGB rows, the top one first, in `memory`.
+    pub(super) fn rgb8(&self, memory: &HostMemory) -> Result<Buf<u8>> {
+        let (width, height) = (self.width as usize, self.height as usize);
+        let mut rgb = Buf::zeroed(memory, 3 * width * height, "the image to start from")?;
+        let row_bytes = width * self.format.bytes();
+        for (y, target) in rgb.chunks_exact_mut(3 * width).enumerate() {
+            let row = if self.bottom_up { height - 1 - y } else { y };
+            let source = &self.pixels[row * self.row_stride..][..row_bytes];
+            let pixels = source.chunks_exact(self.format.bytes());
+            for (rgb, pixel) in target.as_chunks_mut().0.iter_mut().zip(pixels) {
+                *rgb = self.format.read(pixel);
+            }
+        }
+        Ok(rgb)
+    }
+}
+
+impl fmt::Debug for ImageRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{} {:?}", self.width, self.height, self.format)
+    }
+}
+
+/// The distance of two rows of an image, which has to fit in `pixels`.
+fn check_layout(
+    pixels: &[u8],
+    format: PixelFormat,
+    width: u32,
+    height: u32,
+    row_stride: u64,
+) -> Result<usize> {
+    let need = ImageMut::bytes_needed(format, width, height, row_stride)?;
+    if (pixels.len() as u64) < need {
+        let got = pixels.len() as u64;
+        return Err(Error::BufferTooSmall { what: "the image's pixel buffer", got, need });
+    }
+    Ok(if row_stride == 0 { width as usize * format.bytes() } else { row_stride as usize })
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -140,6 +220,12 @@ mod tests {
         let mut padded = [0xAA; 14];
         ImageMut::new(&mut padded, PixelFormat::Rgb8, 2, 2, 8, true).unwrap().write_rgb8(&RGB);
         assert_eq!(padded, [7, 8, 9, 10, 11, 12, 0xAA, 0xAA, 1, 2, 3, 4, 5, 6]);
+
+        let memory = HostMemory::default();
+        let read = |image: ImageRef<'_>| image.rgb8(&memory).unwrap()[..] == RGB;
+        assert!(read(ImageRef::new(&tight, PixelFormat::Bgra8, 2, 2, 0, false).unwrap()));
+        assert!(read(ImageRef::new(&padded, PixelFormat::Rgb8, 2, 2, 8, true).unwrap()));
+        assert!(!read(ImageRef::new(&padded, PixelFormat::Rgb8, 2, 2, 8, false).unwrap()));
     }
 
     #[test]

@@ -6,9 +6,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::picture::Picture;
 use super::scheduler::{Lane, Place, Turn, Work};
-use super::{Context, GenerateParams, ImageMut, Log, Lora, Model, ModelOptions, Progress, report};
-use crate::memory::{Buf, HostMemory};
+use super::{Context, GenerateParams, ImageMut, Log, Model, ModelOptions, Progress, report};
+use crate::memory::HostMemory;
+use crate::pipeline::flux::{Preview, Watch};
 use crate::weights::Loading;
 use crate::{Cancel, Error, Result};
 
@@ -76,6 +78,10 @@ pub struct JobStatus {
     pub decode: Duration,
     /// The picture's seed.
     pub seed: u64,
+    /// Previews so far.
+    pub previews: u32,
+    /// Width and height of a preview in pixels; 0 while there is none.
+    pub preview_size: [u32; 2],
 }
 
 /// What the handle and the thread that works share.
@@ -83,6 +89,8 @@ struct Shared {
     cancel: Cancel,
     /// The progress of a load.
     loading: Loading,
+    /// Whether there are going to be previews.
+    previews: bool,
     state: Mutex<State>,
     ended: Condvar,
 }
@@ -93,13 +101,14 @@ struct State {
     since: Instant,
     /// None until it ended.
     outcome: Option<Outcome>,
+    /// The newest one.
+    preview: Option<Arc<Preview>>,
 }
 
 type Outcome = std::result::Result<Output, Arc<Error>>;
 
 enum Output {
-    /// 8-bit RGB, row by row from the top.
-    Picture { rgb: Buf<u8>, width: u32, height: u32 },
+    Picture(Arc<Preview>),
     /// None: it was taken.
     Model(Option<Model>),
 }
@@ -152,13 +161,29 @@ impl Job {
     /// # Errors
     /// As [`Self::result`]; [`Error::InvalidArgument`] if `image` is not of the picture's size, or the job loads a model.
     pub fn read_image(&self, image: &mut ImageMut<'_>) -> Result<()> {
-        let mut state = self.shared.state();
-        let Output::Picture { rgb, width, height } = state.output()? else {
-            return Err(Error::InvalidArgument("the job loads a model, it makes no picture".into()));
+        let picture = match self.shared.state().output()? {
+            Output::Picture(picture) => picture.clone(),
+            Output::Model(_) => {
+                return Err(Error::InvalidArgument("the job loads a model, it makes no picture".into()));
+            }
         };
-        image.check_size(*width, *height)?;
-        image.write_rgb8(rgb);
-        Ok(())
+        copy(&picture, image)
+    }
+
+    /// Copies the newest preview. It stays when the job has ended.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while there is none; [`Error::InvalidArgument`] if `image` is not of its size, or the job makes none.
+    pub fn read_preview(&self, image: &mut ImageMut<'_>) -> Result<()> {
+        let state = self.shared.state();
+        let Some(preview) = state.preview.clone() else {
+            return Err(match (&state.outcome, self.shared.previews) {
+                (None, true) => Error::Busy("the job has no preview yet".into()),
+                _ => Error::InvalidArgument("the job has no previews".into()),
+            });
+        };
+        drop(state);
+        copy(&preview, image)
     }
 
     /// The model that was loaded; the job has none afterwards.
@@ -171,7 +196,7 @@ impl Job {
                 Some(model) => return Ok(model),
                 None => "the job's model was taken before",
             },
-            Output::Picture { .. } => "the job makes a picture, it loads no model",
+            Output::Picture(_) => "the job makes a picture, it loads no model",
         };
         Err(Error::InvalidArgument(nothing.into()))
     }
@@ -196,16 +221,11 @@ impl Model {
     /// [`Error::InvalidArgument`] names the parameter that the model cannot do; [`Error::ShuttingDown`] after
     /// [`Context::shut_down`]. What goes wrong later is the job's result.
     pub fn submit(&self, params: &GenerateParams<'_>) -> Result<Job> {
-        let params = self.resolve(params)?;
-        let picture = Picture {
-            model: self.clone(),
-            prompt: params.prompt.to_owned(),
-            loras: params.loras.to_vec(),
-            params: GenerateParams { prompt: "", loras: &[], ..params },
-        };
-        let status = JobStatus { steps: params.steps, seed: params.seed, ..Default::default() };
+        let picture = self.picture(params, &self.context().memory)?;
+        let status = JobStatus { steps: picture.steps(), seed: picture.seed, ..Default::default() };
+        let picture = Generate { model: self.clone(), picture };
         let (scheduler, key) = self.scheduler();
-        let shared = Shared::new(status, &HostMemory::default());
+        let shared = Shared::new(status, &HostMemory::default(), params.preview_every > 0);
         let work = Box::new(Task { what: picture, running: Guard(shared.clone()) });
         let place = scheduler.submit(Lane::Pictures, Some(key), shared.cancel.clone(), work)?;
         Ok(Job { shared, place })
@@ -217,7 +237,7 @@ impl Model {
     /// [`Error::ShuttingDown`] after [`Context::shut_down`]. What goes wrong later is the job's result.
     pub fn submit_load(context: &Context, options: &ModelOptions) -> Result<Job> {
         let load = Load { context: context.clone(), options: options.clone() };
-        let shared = Shared::new(JobStatus::default(), &context.memory);
+        let shared = Shared::new(JobStatus::default(), &context.memory, false);
         let work = Box::new(Task { what: load, running: Guard(shared.clone()) });
         let place = context.scheduler().submit(Lane::Loads, None, shared.cancel.clone(), work)?;
         Ok(Job { shared, place })
@@ -225,11 +245,11 @@ impl Model {
 }
 
 impl Shared {
-    fn new(status: JobStatus, memory: &HostMemory) -> Arc<Self> {
+    fn new(status: JobStatus, memory: &HostMemory, previews: bool) -> Arc<Self> {
         let cancel = Cancel::default();
         let loading = Loading::new(cancel.clone(), memory.clone());
-        let state = State { status, since: Instant::now(), outcome: None };
-        Arc::new(Shared { cancel, loading, state: Mutex::new(state), ended: Condvar::new() })
+        let state = State { status, since: Instant::now(), outcome: None, preview: None };
+        Arc::new(Shared { cancel, loading, previews, state: Mutex::new(state), ended: Condvar::new() })
     }
 
     /// Locked only to copy, and while nothing can panic.
@@ -346,19 +366,12 @@ impl<T: Make> Work for Task<T> {
     }
 }
 
-struct Picture {
+struct Generate {
     model: Model,
-    prompt: String,
-    loras: Vec<(Lora, f32)>,
-    /// Resolved, without prompt and LoRAs.
-    params: GenerateParams<'static>,
+    picture: Picture,
 }
 
-/// How much of a picture's time the encoders take, and what is left for the VAE, about.
-const ENCODED: f32 = 0.05;
-const DENOISED: f32 = 0.95;
-
-impl Make for Picture {
+impl Make for Generate {
     const NAME: &'static str = "a picture";
 
     fn log(&self) -> &Log {
@@ -367,21 +380,54 @@ impl Make for Picture {
 
     fn make(&self, shared: &Shared, turn: &Turn) -> Result<Output> {
         shared.advance(JobPhase::Encode, 0, 0.0);
-        let params = GenerateParams { prompt: &self.prompt, loras: &self.loras, ..self.params.clone() };
-        let mut progress = |at| {
-            match at {
-                Progress::Encode => {}
-                Progress::Denoise { step, steps } => {
-                    let part = step as f32 / steps as f32;
-                    shared.advance(JobPhase::Denoise, step as u32, ENCODED + (DENOISED - ENCODED) * part);
-                }
-                Progress::Decode => shared.advance(JobPhase::Decode, params.steps, DENOISED),
-            }
-            ControlFlow::Continue(())
-        };
-        let (rgb, _) = self.model.make(&params, turn.cancel(), &mut progress)?;
-        Ok(Output::Picture { rgb, width: params.width, height: params.height })
+        let (rgb, _) = self.model.make(&self.picture, turn.cancel(), &mut Follow { shared, turn })?;
+        let (width, height) = (self.picture.width, self.picture.height);
+        Ok(Output::Picture(Arc::new(Preview { rgb, width, height })))
     }
+}
+
+/// How much of a picture's time the encoders take, and what is left for the VAE, about.
+const ENCODED: f32 = 0.05;
+const DENOISED: f32 = 0.95;
+
+/// A picture that is being made.
+struct Follow<'a> {
+    shared: &'a Shared,
+    turn: &'a Turn,
+}
+
+impl Watch for Follow<'_> {
+    fn progress(&mut self, at: Progress) -> ControlFlow<()> {
+        let shared = self.shared;
+        match at {
+            Progress::Encode => {}
+            Progress::Denoise { step, steps } => {
+                let part = (DENOISED - ENCODED) * step as f32 / steps as f32;
+                shared.advance(JobPhase::Denoise, step as u32, ENCODED + part);
+            }
+            Progress::Decode => {
+                let steps = shared.state().status.steps;
+                shared.advance(JobPhase::Decode, steps, DENOISED);
+            }
+        }
+        if self.turn.cancel().check().is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn preview(&mut self, preview: Preview) {
+        let mut state = self.shared.state();
+        state.status.previews += 1;
+        state.status.preview_size = [preview.width, preview.height];
+        let before = state.preview.replace(Arc::new(preview));
+        drop(state);
+        // Outside of the lock.
+        drop(before);
+    }
+}
+
+fn copy(picture: &Preview, image: &mut ImageMut<'_>) -> Result<()> {
+    image.check_size(picture.width, picture.height)?;
+    image.write_rgb8(&picture.rgb);
+    Ok(())
 }
 
 struct Load {

@@ -11,6 +11,8 @@ mod log;
 mod lora;
 mod model;
 mod opened;
+mod picture;
+mod prompt;
 mod report;
 mod scheduler;
 
@@ -19,11 +21,13 @@ pub use crate::ops::{KernelTime, Work};
 pub use crate::pipeline::flux::{Progress, StepTimes, Timings};
 pub use crate::weights::{RandomSizes, ReadAt, Source};
 pub use context::{Context, ContextOptions, DeviceSelect, MemoryInfo};
-pub use image::{ImageMut, PixelFormat};
+pub use image::{ImageMut, ImageRef, PixelFormat};
 pub use job::{Job, JobPhase, JobState, JobStatus};
 pub use log::{Level, Log, LogFn};
 pub use lora::{Lora, LoraInfo};
-pub use model::{GenerateParams, Model, ModelInfo, ModelOptions};
+pub use model::{Model, ModelInfo, ModelOptions};
+pub use picture::{GenerateCost, GenerateParams};
+pub use prompt::Prompt;
 
 #[cfg(test)]
 mod tests;

@@ -5,24 +5,20 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::device::{LoraWeights, Pipeline};
+use super::device::Pipeline;
 use super::opened::Opened;
+use super::picture::{MAX_STEPS, Picture};
 use super::scheduler::{Key, Scheduler};
-use super::{Context, ImageMut, Log, Lora, StepTimes, Timings, report};
+use super::{Context, GenerateParams, ImageMut, Log, StepTimes, Timings, report};
 use crate::memory::Buf;
 use crate::ops::Profile;
-use crate::pipeline::flux::{Parts, ProgressFn, Request};
+use crate::pipeline::flux::{Init, Parts, Progress, ProgressFn, Prompt, Request, Watch};
 use crate::weights::random::{RandomParts, RandomSizes};
 use crate::weights::{Defaults, Loading, ModelFiles, PartKind, Source};
-use crate::{Cancel, Error, Result};
+use crate::{Cancel, Result};
 
-/// Sides and area beyond which an image is refused. FLUX.1 is trained up to 2 megapixels.
-const MAX_SIDE: u32 = 8192;
-const MAX_AREA: u64 = 2048 * 2048;
 /// A model leaves room for its default image, but for none with longer sides than this.
 const USUAL_SIDE: usize = 2048;
-/// No schedule of FLUX.1 gains from more steps.
-const MAX_STEPS: u32 = 1000;
 
 /// What to load.
 #[derive(Clone, Debug, Default)]
@@ -60,25 +56,6 @@ pub struct ModelInfo {
     pub stored_bytes: u64,
 }
 
-/// An image to make. A zero width, height or number of steps, and a guidance of 0, mean the model's default.
-#[derive(Clone, Debug, Default)]
-pub struct GenerateParams<'a> {
-    /// What to draw.
-    pub prompt: &'a str,
-    /// Pixels, a multiple of [`ModelInfo::size_multiple`].
-    pub width: u32,
-    /// Pixels, likewise.
-    pub height: u32,
-    /// Denoising steps, at most 1000.
-    pub steps: u32,
-    /// Distilled guidance scale; ignored by models without its embedding.
-    pub guidance: f32,
-    /// Seed of the noise: the one that `torch.Generator("cpu").manual_seed` would be given in diffusers.
-    pub seed: u64,
-    /// LoRAs of this model and their strengths: 1 is what a LoRA was trained for, 0 leaves it out.
-    pub loras: &'a [(Lora, f32)],
-}
-
 /// A loaded model. A clone is another handle to the same weights.
 #[derive(Clone)]
 pub struct Model(Arc<Inner>);
@@ -89,8 +66,7 @@ struct Inner {
     profile: Profile,
     image_input: bool,
     host_bytes: u64,
-    log: Log,
-    scheduler: Scheduler,
+    context: Context,
     /// One image at a time: others wait.
     key: Key,
 }
@@ -112,7 +88,7 @@ impl Model {
     /// As [`Model::load`]; [`Error::Cancelled`].
     pub(super) fn load_with(context: &Context, options: &ModelOptions, loading: &Loading) -> Result<Self> {
         let opened = Opened::find(&options.sources, loading)?;
-        Self::of_parts(context, options, &opened.parts(), &opened.defaults())
+        Self::of_parts(context, options, &opened.parts(options.image_input), &opened.defaults())
     }
 
     /// What the model in `options.sources` is, from headers and configs alone.
@@ -122,7 +98,7 @@ impl Model {
     pub fn inspect(options: &ModelOptions) -> Result<ModelInfo> {
         let loading = Loading::default();
         let opened = Opened::find(&options.sources, &loading)?;
-        ModelInfo::of(&opened.parts(), &opened.defaults())
+        ModelInfo::of(&opened.parts(options.image_input), &opened.defaults())
     }
 
     /// How long it takes to read the tensors of the model in `options.sources` and to copy them to the device, which is what
@@ -152,7 +128,7 @@ impl Model {
     pub fn random(context: &Context, sizes: &RandomSizes, profile: Option<Profile>) -> Result<Self> {
         let RandomParts { transformer, clip, t5, vae } = &RandomParts::new(sizes)?;
         let loading = &Loading::default();
-        let parts = Parts { transformer, clip, t5, vae, folder: None, loading };
+        let parts = Parts { transformer, clip, t5, vae, folder: None, loading, image_input: false };
         let options = ModelOptions { profile, ..Default::default() };
         Self::of_parts(context, &options, &parts, &Defaults::default())
     }
@@ -169,21 +145,21 @@ impl Model {
         // What FLUX.1-dev and schnell are meant for.
         let tokens = defaults.max_sequence_length.unwrap_or(if info.guidance { 512 } else { 256 });
         let usual = Request {
-            prompt: "",
+            prompt: Prompt::Text(""),
             width: (info.default_width as usize).min(USUAL_SIDE),
             height: (info.default_height as usize).min(USUAL_SIDE),
             steps: info.default_steps.clamp(1, MAX_STEPS) as usize,
             guidance: 0.0,
             seed: 0,
+            init: parts.image_input.then_some(Init { rgb: &[], strength: 1.0 }),
+            preview_every: 0,
         };
         let pipeline = Pipeline::load(context, profile, parts, tokens, &usual)?;
         let host_bytes = pipeline.host_bytes();
         let path = parts.transformer.checkpoint().path();
         report::model(context.log(), path, &info, profile, &pipeline, start.elapsed());
-        let (image_input, log) = (options.image_input, context.log().clone());
-        let (scheduler, key) = (context.scheduler().clone(), Key::new());
-        let inner = Inner { pipeline, info, profile, image_input, host_bytes, log, scheduler, key };
-        Ok(Model(Arc::new(inner)))
+        let (image_input, context, key) = (options.image_input, context.clone(), Key::new());
+        Ok(Model(Arc::new(Inner { pipeline, info, profile, image_input, host_bytes, context, key })))
     }
 
     /// Bytes of GPU memory that the model takes: its weights and those of its LoRAs, and the temporaries of its images,
@@ -209,12 +185,21 @@ impl Model {
 
     /// Where calls wait for their turn at this model.
     pub(super) fn scheduler(&self) -> (&Scheduler, Key) {
-        (&self.0.scheduler, self.0.key)
+        (self.0.context.scheduler(), self.0.key)
+    }
+
+    pub(super) fn context(&self) -> &Context {
+        &self.0.context
+    }
+
+    /// Whether both are handles of the same model.
+    pub(super) fn is(&self, other: &Model) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// The context's.
     pub(super) fn log(&self) -> &Log {
-        &self.0.log
+        self.0.context.log()
     }
 
     pub(super) fn pipeline(&self) -> &Pipeline {
@@ -237,26 +222,23 @@ impl Model {
         image: &mut ImageMut<'_>,
         progress: &mut ProgressFn<'_>,
     ) -> Result<Timings> {
-        let params = self.resolve(params)?;
-        image.check_size(params.width, params.height)?;
-        let turn = self.0.scheduler.enter(Some(self.0.key))?;
-        let (rgb, timings) = self.make(&params, turn.cancel(), progress)?;
+        let picture = self.picture(params, &self.0.context.memory)?;
+        image.check_size(picture.width, picture.height)?;
+        let turn = self.0.context.scheduler().enter(Some(self.0.key))?;
+        let mut follow = Follow { cancel: turn.cancel(), progress };
+        let (rgb, timings) = self.make(&picture, turn.cancel(), &mut follow)?;
         image.write_rgb8(&rgb);
         Ok(timings)
     }
 
-    /// Makes an image, as 8-bit RGB, row by row from the top. `params` are resolved, and it is the caller's turn.
+    /// Makes a picture, as 8-bit RGB, row by row from the top. It is the caller's turn.
     pub(super) fn make(
         &self,
-        params: &GenerateParams<'_>,
+        picture: &Picture,
         cancel: &Cancel,
-        progress: &mut ProgressFn<'_>,
+        watch: &mut dyn Watch,
     ) -> Result<(Buf<u8>, Timings)> {
-        let mut progress = |at| match cancel.check() {
-            Ok(()) => progress(at),
-            Err(_) => ControlFlow::Break(()),
-        };
-        self.0.pipeline.generate(&request(params), &weights(params), &mut progress)
+        self.0.pipeline.generate(&picture.request(), &picture.loras(), cancel, watch)
     }
 
     /// Measures the steps of an image, without making it.
@@ -264,71 +246,20 @@ impl Model {
     /// # Errors
     /// As [`Self::generate`].
     pub fn time_steps(&self, params: &GenerateParams<'_>) -> Result<StepTimes> {
-        let params = self.resolve(params)?;
-        let _turn = self.0.scheduler.enter(Some(self.0.key))?;
-        self.0.pipeline.time_steps(&request(&params), &weights(&params))
-    }
-
-    /// The parameters with the model's defaults in place of zeros.
-    ///
-    /// # Errors
-    /// As [`Self::generate`], for parameters that the model cannot do.
-    pub fn resolve<'a>(&self, params: &GenerateParams<'a>) -> Result<GenerateParams<'a>> {
-        let info = &self.0.info;
-        let or = |value, default| if value == 0 { default } else { value };
-        let invalid = |what: String| Err(Error::InvalidArgument(what));
-        let (width, height) = (or(params.width, info.default_width), or(params.height, info.default_height));
-        let steps = or(params.steps, info.default_steps);
-        let guidance = if params.guidance == 0.0 { info.default_guidance } else { params.guidance };
-        for (name, side) in [("width", width), ("height", height)] {
-            if side % info.size_multiple != 0 {
-                return invalid(format!(
-                    "{name} is {side}, which is not a multiple of {}",
-                    info.size_multiple
-                ));
-            }
-            if side > MAX_SIDE {
-                return invalid(format!("{name} is {side}, at most {MAX_SIDE} is allowed"));
-            }
-        }
-        if u64::from(width) * u64::from(height) > MAX_AREA {
-            return invalid(format!("{width}x{height} pixels are too many: at most {MAX_AREA} are allowed"));
-        }
-        if steps > MAX_STEPS {
-            return invalid(format!("steps is {steps}, at most {MAX_STEPS} are allowed"));
-        }
-        if !guidance.is_finite() || guidance < 0.0 {
-            return invalid(format!("guidance is {guidance}: it has to be a finite number, 0 or above"));
-        }
-        for (i, (lora, strength)) in params.loras.iter().enumerate() {
-            if !Arc::ptr_eq(&lora.model().0, &self.0) {
-                return invalid(format!("LoRA {i} is loaded for another model"));
-            }
-            if !strength.is_finite() {
-                return invalid(format!(
-                    "the strength of LoRA {i} is {strength}: it has to be a finite number"
-                ));
-            }
-            if let Some(first) = params.loras[..i].iter().position(|(other, _)| other.is(lora)) {
-                return invalid(format!("LoRA {i} is the same as LoRA {first}"));
-            }
-        }
-        Ok(GenerateParams { width, height, steps, guidance, ..params.clone() })
+        let picture = self.picture(params, &self.0.context.memory)?;
+        let _turn = self.0.context.scheduler().enter(Some(self.0.key))?;
+        self.0.pipeline.time_steps(&picture.request(), &picture.loras())
     }
 }
 
-/// What the pipeline is asked for. `params` are resolved.
-fn request<'a>(params: &GenerateParams<'a>) -> Request<'a> {
-    Request {
-        prompt: params.prompt,
-        width: params.width as usize,
-        height: params.height as usize,
-        steps: params.steps as usize,
-        guidance: params.guidance,
-        seed: params.seed,
-    }
+/// A blocking call.
+struct Follow<'a, 'p> {
+    cancel: &'a Cancel,
+    progress: &'a mut ProgressFn<'p>,
 }
 
-fn weights<'a>(params: &GenerateParams<'a>) -> Vec<(&'a LoraWeights, f32)> {
-    params.loras.iter().map(|(lora, strength)| (lora.weights(), *strength)).collect()
+impl Watch for Follow<'_, '_> {
+    fn progress(&mut self, at: Progress) -> ControlFlow<()> {
+        if self.cancel.check().is_err() { ControlFlow::Break(()) } else { (self.progress)(at) }
+    }
 }

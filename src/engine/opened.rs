@@ -30,9 +30,9 @@ impl<'a> Opened<'a> {
     }
 
     /// What a pipeline is made of.
-    pub(super) fn parts(&self) -> Parts<'_> {
+    pub(super) fn parts(&self, image_input: bool) -> Parts<'_> {
         let Opened { files, transformer, clip, t5, vae, loading } = self;
-        Parts { transformer, clip, t5, vae, folder: files.folder(), loading }
+        Parts { transformer, clip, t5, vae, folder: files.folder(), loading, image_input }
     }
 
     /// What the model's makers recommend.

@@ -6,6 +6,7 @@ mod files;
 mod loading;
 mod loras;
 mod memory;
+mod prompts;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};

@@ -380,6 +380,12 @@ pub trait Device: Send + Sync + Sized {
     /// Where `x` lies: no other tensor lies there at the same time.
     fn place(&self, x: &Self::Tensor) -> u64;
 
+    /// Waits until what was asked for before the last call of this is done: with a call after every step, nobody is more
+    /// than two steps ahead of the device, and the device never waits.
+    fn keep_pace(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// `latents += dt · velocity`
     fn euler_step(&self, latents: &mut Self::Tensor, velocity: &Self::Tensor, dt: f32) -> Result<()>;
 

@@ -1,33 +1,38 @@
 //! The FLUX.1 recipe: prompt → embeddings → denoised latents → 8-bit RGB (diffusers' `FluxPipeline`).
 
 mod bench;
+mod image_input;
+mod networks;
+mod preview;
+mod prompt;
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub use bench::StepTimes;
+use image_input::first_step;
+use networks::{Job, Made, Networks};
+use preview::LinearMap;
+pub use prompt::Embeddings;
+use prompt::{Key, Text};
 
-use super::latents;
-use super::noise::randn;
 use super::sampler::{Schedule, SchedulerConfig};
 use super::tokenizer::{Kind, Tokenizer};
-use crate::lora::{self, Attached, LoraInfo, Patch, Run, Sites};
+use crate::lora::{self, Attached, LoraInfo, Patch};
 use crate::memory::Buf;
-use crate::models::clip::{self, Clip};
-use crate::models::flux::{Conditioning, Flux, Sequence};
-use crate::models::t5::{self, T5};
-use crate::models::vae::{self, Vae};
+use crate::models::{clip, t5, vae};
 use crate::ops::{Cost, Device};
 use crate::weights::flux::FluxWeights;
 use crate::weights::{Checkpoint, Loading, PipelineFolder};
-use crate::{Error, Result};
+use crate::{Cancel, Error, Result};
 
 /// One image to make. Every field is already checked against the model.
+#[derive(Clone, Copy)]
 pub struct Request<'a> {
     /// What to draw.
-    pub prompt: &'a str,
+    pub prompt: Prompt<'a>,
     /// Pixels, a multiple of [`Parts::size_multiple`].
     pub width: usize,
     /// Pixels, likewise.
@@ -38,6 +43,49 @@ pub struct Request<'a> {
     pub guidance: f32,
     /// Of the initial noise.
     pub seed: u64,
+    /// What to start from; noise alone if `None`.
+    pub init: Option<Init<'a>>,
+    /// Steps from one preview to the next; 0 for none.
+    pub preview_every: usize,
+}
+
+impl Request<'_> {
+    /// Steps that are run: an image to start from cuts off the first ones.
+    pub fn steps_run(&self) -> usize {
+        self.steps - self.first_step()
+    }
+
+    fn first_step(&self) -> usize {
+        self.init.map_or(0, |init| first_step(self.steps, init.strength))
+    }
+}
+
+/// What to draw.
+#[derive(Clone, Copy)]
+pub enum Prompt<'a> {
+    /// In words.
+    Text(&'a str),
+    /// As [`FluxPipeline::encode`] has it.
+    Encoded(&'a Arc<Embeddings>),
+}
+
+/// An image to start from.
+#[derive(Clone, Copy)]
+pub struct Init<'a> {
+    /// 8-bit RGB of the request's size, row by row from the top.
+    pub rgb: &'a [u8],
+    /// What of it is replaced, above 0 to 1: so large a part of the steps is run, as in diffusers' `FluxImg2ImgPipeline`.
+    pub strength: f32,
+}
+
+/// What an image would look like, roughly: a pixel a latent.
+pub struct Preview {
+    /// 8-bit RGB, row by row from the top.
+    pub rgb: Buf<u8>,
+    /// Pixels.
+    pub width: u32,
+    /// Pixels.
+    pub height: u32,
 }
 
 /// Where a run is.
@@ -58,6 +106,26 @@ pub enum Progress {
 
 /// Asked before every phase and every step; `Break` ends the run with [`Error::Cancelled`].
 pub type ProgressFn<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
+
+/// Who follows a run.
+pub trait Watch {
+    /// As [`ProgressFn`].
+    fn progress(&mut self, at: Progress) -> ControlFlow<()>;
+
+    /// Is given every preview.
+    fn preview(&mut self, preview: Preview) {
+        let _ = preview;
+    }
+}
+
+/// Nobody follows.
+struct Nobody;
+
+impl Watch for Nobody {
+    fn progress(&mut self, _: Progress) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
 
 /// How long the parts of a run took.
 #[derive(Clone, Copy, Debug, Default)]
@@ -81,6 +149,10 @@ pub struct FluxPipeline<D: Device> {
     reserved: Mutex<Option<Size>>,
     /// How many LoRAs were loaded.
     loras: AtomicU64,
+    /// The prompt of the last image.
+    last: Mutex<Option<Arc<Embeddings>>>,
+    /// From latents to the colours of previews, once it is known.
+    map: Mutex<Option<Arc<LinearMap>>>,
 }
 
 /// What a pipeline is made of.
@@ -97,6 +169,8 @@ pub struct Parts<'a> {
     pub folder: Option<&'a PipelineFolder>,
     /// What is told of the progress. All parts belong to it.
     pub loading: &'a Loading,
+    /// Whether images are to be made from others.
+    pub image_input: bool,
 }
 
 impl Parts<'_> {
@@ -118,35 +192,11 @@ impl Parts<'_> {
     }
 }
 
-struct Networks<D: Device> {
-    clip: Clip<D>,
-    t5: T5<D>,
-    flux: Flux<D>,
-    vae: Vae<D>,
-}
-
 /// A LoRA on the device, for the networks of one pipeline: transformer, CLIP, T5.
 pub struct FluxLora<D: Device> {
     patches: [Patch<D>; 3],
     /// Its number among the LoRAs that the pipeline loaded.
     number: u64,
-}
-
-/// A request with its prompt as token ids.
-struct Job<'a> {
-    request: &'a Request<'a>,
-    clip_ids: Vec<u32>,
-    t5_ids: Vec<u32>,
-    schedule: Schedule,
-    /// Height and width in latents.
-    latent_size: [usize; 2],
-}
-
-impl Job<'_> {
-    /// Rows and columns of patches.
-    fn grid(&self) -> [usize; 2] {
-        self.latent_size.map(|side| side / 2)
-    }
 }
 
 /// What the memory that a run takes depends on: prompts are of one length.
@@ -155,6 +205,8 @@ struct Size {
     latent_size: [usize; 2],
     steps: usize,
     loras: Vec<u64>,
+    /// The prompt has to be encoded, an image too, there are previews, and their map has to be found.
+    parts: [bool; 4],
 }
 
 impl<D: Device> FluxPipeline<D> {
@@ -171,9 +223,9 @@ impl<D: Device> FluxPipeline<D> {
             None => SchedulerConfig::flux_1(parts.transformer.config().guidance_embeds),
         };
         let run = |dev: &D, networks: &Networks<D>| {
-            let (clip_ids, t5_ids) = (networks.clip.any_ids(), vec![0; max_sequence_length]);
-            let job = networks.job(&scheduler, usual, clip_ids, t5_ids)?;
-            networks.run(dev, &job, &networks.attach(&[])?, &mut |_| ControlFlow::Continue(())).map(drop)
+            let text = Text::Unknown(networks.any_prompt(max_sequence_length));
+            let job = networks.job(&scheduler, usual, text, None)?;
+            networks.run(dev, &job, &networks.attach(&[])?, &mut Nobody).map(drop)
         };
         dev.fit(|dev| Networks::load(dev, parts), run)?;
         parts.loading.begin();
@@ -199,6 +251,8 @@ impl<D: Device> FluxPipeline<D> {
             scheduler,
             reserved: Mutex::default(),
             loras: AtomicU64::default(),
+            last: Mutex::default(),
+            map: Mutex::default(),
         })
     }
 
@@ -216,6 +270,26 @@ impl<D: Device> FluxPipeline<D> {
         Ok((FluxLora { patches, number: self.loras.fetch_add(1, Ordering::Relaxed) }, info))
     }
 
+    /// Encodes a prompt with `loras`, to be used any number of times.
+    ///
+    /// # Errors
+    /// As [`Self::generate`].
+    pub fn encode(
+        &self,
+        prompt: &str,
+        loras: &[(&FluxLora<D>, f32)],
+        cancel: &Cancel,
+    ) -> Result<Arc<Embeddings>> {
+        let attached = self.networks.attach(loras)?;
+        match self.text(Prompt::Text(prompt), loras)? {
+            Text::Known(embeddings) => Ok(embeddings),
+            Text::Unknown(key) => {
+                self.dev.reserve(|dev| self.networks.encode(dev, &key, &attached).map(drop))?;
+                self.until(cancel, |dev| self.networks.encode(dev, &key, &attached))
+            }
+        }
+    }
+
     /// Makes an image: 8-bit RGB, row by row from the top. `loras` are those to use and their strengths.
     ///
     /// # Errors
@@ -224,13 +298,20 @@ impl<D: Device> FluxPipeline<D> {
         &self,
         request: &Request<'_>,
         loras: &[(&FluxLora<D>, f32)],
-        progress: &mut ProgressFn<'_>,
+        cancel: &Cancel,
+        watch: &mut dyn Watch,
     ) -> Result<(Buf<u8>, Timings)> {
         let start = Instant::now();
-        let (attached, job) = (self.networks.attach(loras)?, self.job(request)?);
+        let (attached, job) = (self.networks.attach(loras)?, self.job(request, loras)?);
         let tokenize = start.elapsed();
         self.reserve(&job, &attached, loras)?;
-        let (rgb, timings) = self.networks.run(&self.dev, &job, &attached, progress)?;
+        let Made { rgb, timings, embeddings, map } =
+            self.until(cancel, |dev| self.networks.run(dev, &job, &attached, watch))?;
+        // An image that was cancelled or failed leaves nothing behind.
+        *lock(&self.last) = Some(embeddings);
+        if map.is_some() {
+            *lock(&self.map) = map;
+        }
         Ok((rgb, Timings { encode: tokenize + timings.encode, ..timings }))
     }
 
@@ -239,15 +320,35 @@ impl<D: Device> FluxPipeline<D> {
     /// # Errors
     /// As [`Self::generate`], but for memory of the device.
     pub fn measure(&self, request: &Request<'_>, loras: &[(&FluxLora<D>, f32)]) -> Result<Cost> {
-        let (attached, job) = (self.networks.attach(loras)?, self.job(request)?);
-        let go_on = &mut |_| ControlFlow::Continue(());
-        self.dev.measure(|dev| self.networks.run(dev, &job, &attached, go_on).map(drop))
+        let (attached, job) = (self.networks.attach(loras)?, self.job(request, loras)?);
+        self.dev.measure(|dev| self.networks.run(dev, &job, &attached, &mut Nobody).map(drop))
     }
 
-    fn job<'a>(&self, request: &'a Request<'a>) -> Result<Job<'a>> {
-        let clip_ids = self.clip_tokenizer.encode(request.prompt)?;
-        let t5_ids = self.t5_tokenizer.encode(request.prompt)?;
-        self.networks.job(&self.scheduler, request, clip_ids, t5_ids)
+    /// Does `work`, which ends early once `cancel` asks for it.
+    fn until<T>(&self, cancel: &Cancel, work: impl FnOnce(&D) -> Result<T>) -> Result<T> {
+        self.dev.set_cancel(cancel.clone());
+        let done = work(&self.dev);
+        self.dev.set_cancel(Cancel::default());
+        done
+    }
+
+    fn job<'a>(&self, request: &'a Request<'a>, loras: &[(&FluxLora<D>, f32)]) -> Result<Job<'a>> {
+        let text = self.text(request.prompt, loras)?;
+        self.networks.job(&self.scheduler, request, text, lock(&self.map).clone())
+    }
+
+    /// The embeddings of a prompt if they are known, or else its tokens.
+    fn text(&self, prompt: Prompt<'_>, loras: &[(&FluxLora<D>, f32)]) -> Result<Text> {
+        let text = match prompt {
+            Prompt::Encoded(embeddings) => return Ok(Text::Known(embeddings.clone())),
+            Prompt::Text(text) => text,
+        };
+        let ids = [self.clip_tokenizer.encode(text)?, self.t5_tokenizer.encode(text)?];
+        let key = Key::new(ids, loras);
+        Ok(match &*lock(&self.last) {
+            Some(last) if last.key == key => Text::Known(last.clone()),
+            _ => Text::Unknown(key),
+        })
     }
 
     /// Memory for the run, unless it is there since the last one.
@@ -258,148 +359,35 @@ impl<D: Device> FluxPipeline<D> {
         loras: &[(&FluxLora<D>, f32)],
     ) -> Result<()> {
         let used = loras.iter().filter(|(_, strength)| *strength != 0.0);
+        let previews = job.request.preview_every > 0;
+        let encodes = matches!(job.text, Text::Unknown(_));
         let size = Size {
             latent_size: job.latent_size,
-            steps: job.request.steps,
+            steps: job.schedule.steps(),
             loras: used.map(|(lora, _)| lora.number).collect(),
+            parts: [encodes, job.request.init.is_some(), previews, previews && job.map.is_none()],
         };
-        let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
-        if reserved.as_ref() != Some(&size) || !self.dev.is_reserved() {
+        let mut reserved = lock(&self.reserved);
+        if reserved.as_ref() != Some(&size) {
             *reserved = None;
-            let go_on = &mut |_| ControlFlow::Continue(());
-            self.dev.reserve(|dev| self.networks.run(dev, job, attached, go_on).map(drop))?;
+            self.dev.reserve(|dev| self.networks.run(dev, job, attached, &mut Nobody).map(drop))?;
             *reserved = Some(size);
         }
         Ok(())
     }
 }
 
-impl<D: Device> Networks<D> {
-    fn load(dev: &D, parts: &Parts<'_>) -> Result<Self> {
-        let (clip, t5) = (Clip::new(dev, parts.clip)?, T5::new(dev, parts.t5)?);
-        let vae = Vae::new(dev, parts.vae)?;
-        Ok(Networks { clip, t5, flux: Flux::load(dev, parts.transformer)?, vae })
-    }
-
-    fn job<'a>(
-        &self,
-        scheduler: &SchedulerConfig,
-        request: &'a Request<'a>,
-        clip_ids: Vec<u32>,
-        t5_ids: Vec<u32>,
-    ) -> Result<Job<'a>> {
-        // Whole patches, at least one.
-        let patches = |side: usize| (side / (2 * self.vae.factor())).max(1);
-        let grid @ [rows, columns] = [request.height, request.width].map(patches);
-        let schedule = Schedule::new(scheduler, request.steps, rows * columns)?;
-        Ok(Job { request, clip_ids, t5_ids, schedule, latent_size: grid.map(|side| 2 * side) })
-    }
-
-    fn sites(&self) -> [&Sites; 3] {
-        [self.flux.sites(), self.clip.sites(), self.t5.sites()]
-    }
-
-    fn attach<'a>(&self, loras: &[(&'a FluxLora<D>, f32)]) -> Result<[Attached<'a, D>; 3]> {
-        let attach = |network: usize| {
-            let patches = loras.iter().map(|&(lora, strength)| (&lora.patches[network], strength));
-            Attached::new(self.sites()[network], patches)
-        };
-        Ok([attach(0)?, attach(1)?, attach(2)?])
-    }
-
-    fn run(
-        &self,
-        dev: &D,
-        job: &Job<'_>,
-        attached: &[Attached<'_, D>; 3],
-        progress: &mut ProgressFn<'_>,
-    ) -> Result<(Buf<u8>, Timings)> {
-        let [flux, clip, t5] = attached.each_ref().map(|attached| Run::with(dev, attached));
-        let start = report(progress, Progress::Encode)?;
-        let pooled = self.clip.encode(clip, &job.clip_ids)?.pooled;
-        let text = self.t5.encode(t5, &job.t5_ids)?;
-        let encode = start.elapsed();
-
-        let start = Instant::now();
-        let latents = self.denoise(flux, job, &pooled, text, progress)?;
-        let denoise = start.elapsed();
-
-        let start = report(progress, Progress::Decode)?;
-        let image = self.vae.decode(dev, &latents, job.latent_size)?;
-        let rgb = dev.to_rgb8(&image)?;
-        Ok((rgb, Timings { encode, denoise, decode: start.elapsed() }))
-    }
-
-    /// From noise to latents, `[h · w, channels]`. What it needs of the device's memory is free afterwards.
-    fn denoise(
-        &self,
-        run: Run<'_, D>,
-        job: &Job<'_>,
-        pooled: &[f32],
-        text: D::Tensor,
-        progress: &mut ProgressFn<'_>,
-    ) -> Result<Buf<f32>> {
-        let mut image = self.noise(run, job, pooled, text)?;
-        for step in 0..job.request.steps {
-            report(progress, Progress::Denoise { step, steps: job.request.steps })?;
-            image.step(step)?;
-        }
-        let (channels, packed) = (self.vae.latent_channels(), run.dev.download(&image.latents)?);
-        latents::unpack(run.dev.memory(), &packed, channels, job.latent_size)
-    }
-
-    /// The image before its first step.
-    fn noise<'a>(
-        &'a self,
-        run: Run<'a, D>,
-        job: &'a Job<'_>,
-        pooled: &[f32],
-        text: D::Tensor,
-    ) -> Result<Denoising<'a, D>> {
-        let &Job { request: &Request { steps, guidance, seed, .. }, ref schedule, latent_size, .. } = job;
-        // In f32 on every device, so that all make the same picture.
-        let timesteps: Vec<f32> = (0..steps).map(|step| schedule.timestep(step, |value| value)).collect();
-        let conditioning = self.flux.condition(run, &timesteps, guidance, pooled)?;
-        let grid = job.grid();
-        let sequence = self.flux.sequence(run, &text, job.t5_ids.len(), grid)?;
-        drop(text);
-
-        let channels = self.vae.latent_channels();
-        let memory = run.dev.memory();
-        let mut noise = Buf::zeroed(memory, channels * latent_size[0] * latent_size[1], "noise")?;
-        randn(seed, &mut noise);
-        let packed = latents::pack(memory, &noise, channels, latent_size)?;
-        let latents = run.dev.upload(&packed, 4 * channels)?;
-        let velocity = run.dev.empty(grid[0] * grid[1], 4 * channels)?;
-        Ok(Denoising { flux: &self.flux, run, schedule, sequence, conditioning, latents, velocity })
-    }
-}
-
-/// An image between two steps.
-struct Denoising<'a, D: Device> {
-    flux: &'a Flux<D>,
-    run: Run<'a, D>,
-    schedule: &'a Schedule,
-    sequence: Sequence<D>,
-    conditioning: Conditioning<D>,
-    latents: D::Tensor,
-    velocity: D::Tensor,
-}
-
-impl<D: Device> Denoising<'_, D> {
-    fn step(&mut self, step: usize) -> Result<()> {
-        let Denoising { flux, run, ref sequence, .. } = *self;
-        flux.velocity(run, &self.latents, sequence, &mut self.conditioning, step, &mut self.velocity)?;
-        run.dev.euler_step(&mut self.latents, &self.velocity, self.schedule.dt(step))
-    }
-}
-
 /// Tells where the run is, and the time.
-fn report(progress: &mut ProgressFn<'_>, at: Progress) -> Result<Instant> {
-    match progress(at) {
+fn report(watch: &mut dyn Watch, at: Progress) -> Result<Instant> {
+    match watch.progress(at) {
         ControlFlow::Continue(()) => Ok(Instant::now()),
         ControlFlow::Break(()) => Err(Error::Cancelled),
     }
+}
+
+/// What is behind these locks is whole at any time.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The transformer must fit the text encoders' widths and the `patch` channels of 2x2 latents.

@@ -9,19 +9,33 @@
 /// normal distribution. As in torch, only the low 32 bits of `seed` count, and a shorter draw is not a prefix of a longer
 /// one.
 pub fn randn(seed: u64, values: &mut [f32]) {
-    let mut rng = Mt19937::new(seed as u32);
-    let count = values.len();
-    if count < BLOCK {
-        return randn_short(&mut rng, values);
+    Normal::new(seed).fill(values);
+}
+
+/// `torch.Generator("cpu").manual_seed(seed)`, from which one tensor is drawn after the other.
+pub(crate) struct Normal(Mt19937);
+
+impl Normal {
+    pub(crate) fn new(seed: u64) -> Self {
+        Normal(Mt19937::new(seed as u32))
     }
-    values.fill_with(|| rng.uniform_f32());
-    let whole = count - count % BLOCK;
-    values[..whole].chunks_exact_mut(BLOCK).for_each(box_muller);
-    if whole < count {
-        // torch draws the last 16 values anew, over some that are done already.
-        let last = &mut values[count - BLOCK..];
-        last.fill_with(|| rng.uniform_f32());
-        box_muller(last);
+
+    /// The next `torch.randn(values.len(), generator=...)`. Draws after one of an odd number of values below 16 are not
+    /// torch's, which keeps one value for them.
+    pub(crate) fn fill(&mut self, values: &mut [f32]) {
+        let (rng, count) = (&mut self.0, values.len());
+        if count < BLOCK {
+            return randn_short(rng, values);
+        }
+        values.fill_with(|| rng.uniform_f32());
+        let whole = count - count % BLOCK;
+        values[..whole].chunks_exact_mut(BLOCK).for_each(box_muller);
+        if whole < count {
+            // torch draws the last 16 values anew, over some that are done already.
+            let last = &mut values[count - BLOCK..];
+            last.fill_with(|| rng.uniform_f32());
+            box_muller(last);
+        }
     }
 }
 

@@ -165,6 +165,12 @@ impl Schedule {
         Ok(Schedule { sigmas, train_timesteps: config.num_train_timesteps as f32 })
     }
 
+    /// The same schedule without its first steps; one step is left at least.
+    pub fn starting_at(mut self, step: usize) -> Self {
+        self.sigmas.drain(..step.min(self.steps() - 1));
+        self
+    }
+
     /// The number of steps.
     pub fn steps(&self) -> usize {
         self.sigmas.len() - 1

@@ -120,6 +120,21 @@ fn every_function_checks_its_arguments() {
     };
     let lora_twice = [reference, reference];
     let other_model = load_model(&demo);
+    let words = svdq_prompt_params { text: c"a key".as_ptr(), ..sized() };
+    let mut prompt = ptr::null_mut();
+    ok(unsafe { svdq_prompt_encode(model(), &words, &mut prompt) });
+    let encode_with = |change: fn(&mut svdq_prompt_params)| {
+        let mut out = ptr::dangling_mut();
+        let result = unsafe { svdq_prompt_encode(model(), &with(words, change), &mut out) };
+        assert!(out.is_null(), "a handle of a failed call");
+        result
+    };
+    let generate_from = |change: fn(&mut svdq_image)| {
+        let params = svdq_generate_params { init: &with(image, change), ..picture };
+        unsafe { svdq_generate(model(), &params, &image) }
+    };
+    let cost = &mut sized::<svdq_generate_cost>() as *mut svdq_generate_cost;
+    let out_prompt = &mut ptr::null_mut() as *mut *mut svdq_prompt;
     let submit_with = |change: fn(&mut svdq_generate_params)| {
         let mut out = ptr::dangling_mut();
         let result = unsafe { svdq_job_submit(model(), &with(picture, change), &mut out) };
@@ -309,10 +324,13 @@ fn every_function_checks_its_arguments() {
         case!(svdq_generate, "no image", "svdq_image is NULL", svdq_generate(model(), &picture, ptr::null())),
         case!(svdq_generate, "crooked image", "svdq_image", svdq_generate(model(), &picture, crooked(&image))),
         case!(svdq_generate, "no size", "struct_size is 0", generate_with(|p| p.struct_size = 0)),
-        case!(svdq_generate, "an encoded prompt", SVDQ_ERR_UNSUPPORTED, "encoded", generate_with(|p| p.encoded = ptr::dangling::<u64>().cast())),
-        case!(svdq_generate, "an image to start from", SVDQ_ERR_UNSUPPORTED, "init", generate_with(|p| p.init = ptr::dangling())),
-        case!(svdq_generate, "strength of no image", SVDQ_ERR_UNSUPPORTED, "init_strength", generate_with(|p| p.init_strength = 0.5)),
-        case!(svdq_generate, "previews", SVDQ_ERR_UNSUPPORTED, "preview_every", generate_with(|p| p.preview_every = 1)),
+        case!(svdq_generate, "prompt and encoded", "both prompt and encoded", svdq_generate(model(), &svdq_generate_params { encoded: prompt, ..picture }, &image)),
+        case!(svdq_generate, "crooked encoded", "encoded", svdq_generate(model(), &svdq_generate_params { prompt: ptr::null(), encoded: crooked(prompt), ..picture }, &image)),
+        case!(svdq_generate, "a prompt of another model", "encoded by another model", svdq_generate(other_model, &svdq_generate_params { prompt: ptr::null(), encoded: prompt, ..picture }, &image)),
+        case!(svdq_generate, "init without pixels", "pixels is NULL", generate_from(|i| i.pixels = ptr::null_mut())),
+        case!(svdq_generate, "init without size", "struct_size is 0", generate_from(|i| i.struct_size = 0)),
+        case!(svdq_generate, "init in a small buffer", SVDQ_ERR_BUFFER_TOO_SMALL, "65536 are needed", generate_from(|i| i.capacity -= 1)),
+        case!(svdq_generate, "init for a model without encoder", "without image input", generate_from(|_| ())),
         case!(svdq_generate, "no LoRAs", "loras is NULL", generate_with(|p| p.lora_count = 1)),
         case!(svdq_generate, "crooked LoRAs", "loras", generate_with(|p| (p.loras, p.lora_count) = (ptr::dangling::<u8>().cast(), 1))),
         case!(svdq_generate, "wild number of LoRAs", "lora_count is 4294967295", generate_with(|p| p.lora_count = u32::MAX)),
@@ -343,6 +361,27 @@ fn every_function_checks_its_arguments() {
         case!(svdq_generate, "image of another size", "64", generate_to(|i| (i.width, i.height) = (64, 64))),
         case!(svdq_generate, "small buffer", SVDQ_ERR_BUFFER_TOO_SMALL, "65536 are needed", generate_to(|i| i.capacity -= 1)),
         case!(svdq_generate, "empty buffer", SVDQ_ERR_BUFFER_TOO_SMALL, "pixels holds 0 bytes", generate_to(|i| i.capacity = 0)),
+
+        case!(svdq_generate_check, "no model", "model is NULL", svdq_generate_check(ptr::null(), &picture, cost)),
+        case!(svdq_generate_check, "crooked model", "model", svdq_generate_check(crooked(model()), &picture, cost)),
+        case!(svdq_generate_check, "no params", "svdq_generate_params is NULL", svdq_generate_check(model(), ptr::null(), cost)),
+        case!(svdq_generate_check, "no cost", "svdq_generate_cost is NULL", svdq_generate_check(model(), &picture, null.cast())),
+        case!(svdq_generate_check, "crooked cost", "svdq_generate_cost", svdq_generate_check(model(), &picture, crooked(cost))),
+        case!(svdq_generate_check, "no size", "sizeof(svdq_generate_cost)", svdq_generate_check(model(), &picture, &mut with(*cost, |c| c.struct_size = 0))),
+        case!(svdq_generate_check, "width no multiple", "127", svdq_generate_check(model(), &with(picture, |p| p.width = 127), cost)),
+
+        case!(svdq_prompt_encode, "no out", "out is NULL", svdq_prompt_encode(model(), &words, null.cast())),
+        case!(svdq_prompt_encode, "crooked out", "out", svdq_prompt_encode(model(), &words, crooked(out_prompt))),
+        case!(svdq_prompt_encode, "no model", "model is NULL", svdq_prompt_encode(null.cast(), &words, out_prompt)),
+        case!(svdq_prompt_encode, "crooked model", "model", svdq_prompt_encode(crooked(model()), &words, out_prompt)),
+        case!(svdq_prompt_encode, "no params", "svdq_prompt_params is NULL", svdq_prompt_encode(model(), ptr::null(), out_prompt)),
+        case!(svdq_prompt_encode, "no size", "struct_size is 0", encode_with(|p| p.struct_size = 0)),
+        case!(svdq_prompt_encode, "no text", "text is NULL", encode_with(|p| p.text = ptr::null())),
+        case!(svdq_prompt_encode, "text not UTF-8", "text is not UTF-8", encode_with(|p| p.text = c"caf\xe9".as_ptr())),
+        case!(svdq_prompt_encode, "no LoRAs", "loras is NULL", encode_with(|p| p.lora_count = 1)),
+        case!(svdq_prompt_encode, "wild number of LoRAs", "lora_count is 65", encode_with(|p| p.lora_count = 65)),
+        case!(svdq_prompt_encode, "a LoRA of another model", "LoRA 0 is loaded for another model", svdq_prompt_encode(other_model, &svdq_prompt_params { loras: &reference, lora_count: 1, ..words }, out_prompt)),
+        case!(svdq_prompt_release, "NULL", SVDQ_OK, "", { svdq_prompt_release(null.cast()); SVDQ_OK }),
 
         case!(svdq_job_submit, "no out", "out is NULL", svdq_job_submit(model(), &picture, null.cast())),
         case!(svdq_job_submit, "crooked out", "out", svdq_job_submit(model(), &picture, crooked(out_job))),
@@ -389,6 +428,7 @@ fn every_function_checks_its_arguments() {
         case!(svdq_job_read_image, "crooked job", "job", svdq_job_read_image(crooked(picture_job), SVDQ_JOB_IMAGE, &image)),
         case!(svdq_job_read_image, "no image", "svdq_image is NULL", svdq_job_read_image(picture_job, SVDQ_JOB_IMAGE, ptr::null())),
         case!(svdq_job_read_image, "crooked image", "svdq_image", svdq_job_read_image(picture_job, SVDQ_JOB_IMAGE, crooked(&image))),
+        case!(svdq_job_read_image, "no previews", "no previews", svdq_job_read_image(picture_job, SVDQ_JOB_PREVIEW, &image)),
         case!(svdq_job_read_image, "no such image", "which is 9", svdq_job_read_image(picture_job, 9, &image)),
         case!(svdq_job_read_image, "image of another size", "64x64", svdq_job_read_image(picture_job, SVDQ_JOB_IMAGE, &with(image, |i| (i.width, i.height) = (64, 64)))),
         case!(svdq_job_read_image, "small buffer", SVDQ_ERR_BUFFER_TOO_SMALL, "65536 are needed", svdq_job_read_image(picture_job, SVDQ_JOB_IMAGE, &with(image, |i| i.capacity -= 1))),
@@ -426,6 +466,7 @@ fn every_function_checks_its_arguments() {
     unsafe {
         svdq_job_release(picture_job);
         svdq_job_release(failed_job);
+        svdq_prompt_release(prompt);
         svdq_lora_release(lora);
         svdq_model_release(other_model);
         svdq_context_release(context);

@@ -2,10 +2,12 @@
  *
  * Releases the context once before and once after the model, and fails when memory grows from the
  * tenth round on or when a file of the model stays mapped. */
+#include <dirent.h>
 #include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "svdq.h"
 
@@ -64,12 +66,31 @@ static int mapped(const char *folder) {
     return found;
 }
 
+/* Waits for the library's threads, which end by themselves once nothing is held any more. */
+static void threads_have_ended(void) {
+    for (int tries = 0; tries < 5000; tries++) {
+        int threads = 0;
+        DIR *tasks = opendir("/proc/self/task");
+        if (!tasks)
+            exit(1);
+        for (struct dirent *task; (task = readdir(tasks)) != NULL;)
+            threads += task->d_name[0] != '.';
+        closedir(tasks);
+        if (threads == 1)
+            return;
+        usleep(1000);
+    }
+    fprintf(stderr, "a thread is left\n");
+    exit(1);
+}
+
 int main(int argc, char **argv) {
     if (argc != 3)
         return 2;
     size_t before = 0;
     for (int round = 0, rounds = atoi(argv[2]); round < rounds; round++) {
         round_trip(argv[1], round % 2);
+        threads_have_ended();
         struct mallinfo2 info = mallinfo2();
         /* By round 10 the caches that the process keeps are as large as they get. */
         if (round == 10)

@@ -55,6 +55,8 @@ fn layouts() -> Vec<Layout> {
         }
         svdq_lora_info { struct_size, rank, modules, unused_tensors, control_channels }
         svdq_lora_ref { struct_size, strength, lora }
+        svdq_prompt_params { struct_size, lora_count, text, loras }
+        svdq_generate_cost { struct_size, fits, device_bytes, host_bytes, image_bytes }
         svdq_job_status {
             struct_size, state, phase, step, steps, fraction, result, preview_serial, preview_width,
             preview_height, queue_ms, load_ms, encode_ms, denoise_ms, decode_ms, seed

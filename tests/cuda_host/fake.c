@@ -145,7 +145,7 @@ typedef struct { long at; } Event;
 static _Atomic long events, moments;
 R cuEventCreate(Event **event, unsigned flags) {
     ENTER();
-    if (flags & ~2u) return refuse(INVALID_VALUE);
+    if (flags & ~3u) return refuse(INVALID_VALUE);
     return (void)events++, *event = calloc(1, sizeof(Event)), OK;
 }
 R cuEventRecord(Event *event, Stream *stream) {

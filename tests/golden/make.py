@@ -14,6 +14,7 @@ import torch
 import transformers
 
 import make_fp8
+import make_image_input
 import make_lora
 import make_networks
 import make_noise
@@ -28,6 +29,7 @@ PARTS = {
     "sampler": make_sampler.make,
     "networks": make_networks.make,
     "pipeline": make_pipeline.make,
+    "image_input": make_image_input.make,
     "quant": make_quant.make,
     "fp8": make_fp8.make,
     "lora": make_lora.make,

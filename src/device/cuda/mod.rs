@@ -21,6 +21,7 @@ mod linear4;
 mod linear8;
 mod low_rank;
 mod memory;
+mod pace;
 mod profile;
 mod project_down;
 mod quantize;
@@ -41,6 +42,7 @@ use linear::{Bf16, Target};
 pub use linear::{Input, Linear};
 pub use low_rank::LowRank;
 use memory::{Pool, Range};
+use pace::Pace;
 use stored::Residency;
 use tensor::Elements;
 pub use tensor::Tensor;
@@ -64,6 +66,7 @@ pub struct Cuda {
     /// Of weights that stay on the host, and of what is given to the caller.
     memory: HostMemory,
     graphs: Graphs,
+    pace: Pace,
     profile: Profile,
     residency: Residency,
 }
@@ -106,7 +109,16 @@ impl Cuda {
         residency: Residency,
     ) -> Self {
         let graphs = Graphs::new(&gpu.context, &temporaries, &weights);
-        Cuda { gpu, weights, temporaries, memory: HostMemory::default(), graphs, profile, residency }
+        Cuda {
+            gpu,
+            weights,
+            temporaries,
+            memory: HostMemory::default(),
+            graphs,
+            pace: Pace::default(),
+            profile,
+            residency,
+        }
     }
 
     /// This device with all that it is going to hold on the host in `memory`.
@@ -534,6 +546,10 @@ impl Device for Cuda {
 
     fn place(&self, x: &Tensor) -> u64 {
         x.data.at()
+    }
+
+    fn keep_pace(&self) -> Result<()> {
+        self.pace.keep(&self.gpu.context)
     }
 
     fn euler_step(&self, latents: &mut Tensor, velocity: &Tensor, dt: f32) -> Result<()> {

@@ -1,7 +1,5 @@
 use super::*;
-use crate::engine::device::LoraWeights;
 use crate::memory::tests::Ledger;
-use crate::pipeline::flux::Request;
 use crate::weights::names::tests::file;
 use crate::weights::testing::TempDir;
 
@@ -57,9 +55,10 @@ fn every_allocation_may_fail() {
     let (model, loading) = fail_each(ledger, || Model::random(&context, &sizes(), None), || ());
     let (lora, attaching) = fail_each(ledger, || lora(&model, &folder), || ());
     let loras = [(lora, 1.0)];
-    let plain = small_picture(&model, &[]).unwrap();
-    let check = || assert!(small_picture(&model, &[]).unwrap() == plain, "the picture has changed");
-    let (with_lora, drawing) = fail_each(ledger, || small_picture(&model, &loras), check);
+    let plain = small_picture(&model, "a", &[]).unwrap();
+    let check = || assert!(small_picture(&model, "a", &[]).unwrap() == plain, "the picture has changed");
+    // Another prompt, so that it is encoded every time.
+    let (with_lora, drawing) = fail_each(ledger, || small_picture(&model, "b", &loras), check);
     assert!(with_lora != plain);
     assert!(
         loading > 100 && attaching > 2 && drawing > 200,
@@ -82,11 +81,11 @@ fn memory_comes_back() {
         let model = Model::load(&context, &options).unwrap();
         assert_eq!(ledger.books().used, model.host_bytes());
         let lora = lora(&model, &folder).unwrap();
-        if round % 10 == 0 {
-            small_picture(&model, &[(lora.clone(), 0.5)]).unwrap();
-        }
         let used = ledger.books().used;
         assert_eq!((*loaded.get_or_insert(used), context.memory.used()), (used, used), "round {round}");
+        if round % 10 == 0 {
+            small_picture(&model, "a", &[(lora.clone(), 0.5)]).unwrap();
+        }
         drop((model, lora));
         assert_eq!(ledger.books().used, 0, "round {round}");
     }
@@ -105,40 +104,60 @@ fn the_peak_of_a_picture_is_known_before() {
         let mut costs = Vec::new();
         for (width, height) in [(32, 16), (96, 64), (32, 16)] {
             for loras in [&[][..], &[(lora.clone(), 0.5)]] {
-                let request = Request { prompt: "a", width, height, steps: 2, guidance: 0.0, seed: 1 };
-                let weights: Vec<(&LoraWeights, f32)> =
-                    loras.iter().map(|(lora, strength)| (lora.weights(), *strength)).collect();
-                let calls = ledger.books().calls;
-                let cost = model.pipeline().measure(&request, &weights).unwrap();
-                let before = {
-                    let mut books = ledger.books();
-                    assert_eq!(books.calls, calls, "memory was taken to find out how much is needed");
-                    books.peak = books.used;
-                    books.used
-                };
-                drop(
-                    model
-                        .pipeline()
-                        .generate(&request, &weights, &mut |_| ControlFlow::Continue(()))
-                        .unwrap(),
-                );
-                let peak = ledger.books().peak - before;
-                assert_eq!(
-                    (cost.host_bytes, cost.device_bytes),
-                    (peak, 0),
-                    "{width} x {height}, {threads} threads"
-                );
-                costs.push(peak);
+                // The last prompt is known, and costs less.
+                let prompt = &format!("{}", costs.len());
+                let params = GenerateParams { prompt, width, height, steps: 2, loras, ..Default::default() };
+                let first = peak(ledger, &model, &params);
+                let again = peak(ledger, &model, &params);
+                assert!(again <= first, "{again} and {first}");
+                costs.push(first);
             }
         }
         assert!(costs[0] < costs[2] && costs[..2] == costs[4..], "{costs:?}");
     }
 }
 
-fn small_picture(model: &Model, loras: &[(Lora, f32)]) -> Result<Vec<u8>> {
+/// Likewise of one that starts from another, and of a known prompt.
+#[test]
+fn the_peak_of_a_picture_from_a_picture_is_known_before() {
+    let ledger = Ledger::leaked();
+    let context = open(ledger, 2);
+    let options = ModelOptions { sources: vec![demo().into()], image_input: true, ..Default::default() };
+    let model = Model::load(&context, &options).unwrap();
+    let pixels = vec![90; 64 * 32 * 4];
+    let init = Some(ImageRef::new(&pixels, PixelFormat::Bgra8, 64, 32, 0, true).unwrap());
+    let prompt = &Prompt::encode(&model, "a key", &[]).unwrap();
+    for encoded in [None, Some(prompt)] {
+        let params = GenerateParams { encoded, init, width: 64, height: 32, steps: 3, ..Default::default() };
+        let with = peak(ledger, &model, &params);
+        let without = peak(ledger, &model, &GenerateParams { init: None, ..params });
+        assert!(with > without, "{with} and {without}");
+    }
+}
+
+/// The bytes that making a picture took at the peak, which have to be those that it was said to take.
+fn peak(ledger: &Ledger, model: &Model, params: &GenerateParams<'_>) -> u64 {
+    let calls = ledger.books().calls;
+    let cost = model.check(params).unwrap();
+    let before = {
+        let mut books = ledger.books();
+        assert_eq!(books.calls, calls, "memory was taken to find out how much is needed");
+        books.peak = books.used;
+        books.used
+    };
+    let mut pixels = vec![0; (params.width * params.height * 3) as usize];
+    let (width, height) = (params.width, params.height);
+    let mut image = ImageMut::new(&mut pixels, PixelFormat::Rgb8, width, height, 0, false).unwrap();
+    model.generate(params, &mut image, &mut |_| ControlFlow::Continue(())).unwrap();
+    let peak = ledger.books().peak - before;
+    assert_eq!(cost, GenerateCost { host_bytes: peak, device_bytes: 0, fits: true }, "{width} x {height}");
+    peak
+}
+
+fn small_picture(model: &Model, prompt: &str, loras: &[(Lora, f32)]) -> Result<Vec<u8>> {
     let mut pixels = vec![0; 32 * 16 * 3];
     let mut image = ImageMut::new(&mut pixels, PixelFormat::Rgb8, 32, 16, 0, false)?;
-    let params = GenerateParams { prompt: "a", width: 32, height: 16, steps: 2, loras, ..Default::default() };
+    let params = GenerateParams { prompt, width: 32, height: 16, steps: 2, loras, ..Default::default() };
     model.generate(&params, &mut image, &mut |_| ControlFlow::Continue(()))?;
     Ok(pixels)
 }

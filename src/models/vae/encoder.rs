@@ -37,9 +37,16 @@ impl<D: Device> VaeEncoder<D> {
     /// # Errors
     /// As there; also when the folder holds the decoder alone.
     pub fn load(dev: &D, path: &Path) -> Result<Self> {
-        let file = Checkpoint::open_part(path, PartKind::Vae)?;
-        let config = Config::of(&file)?;
-        let mut l = Loader::new(dev, &file, &config, ["encoder.", "quant_conv."]);
+        Self::new(dev, &Checkpoint::open_part(path, PartKind::Vae)?)
+    }
+
+    /// Loads the encoder of a VAE.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn new(dev: &D, file: &Checkpoint) -> Result<Self> {
+        let config = Config::of(file)?;
+        let mut l = Loader::new(dev, file, &config, ["encoder.", "quant_conv."]);
         let mut from = config.block_out_channels[0];
         let conv_in = l.conv("encoder.conv_in", from, 3, 3)?;
         let mut levels = Vec::new();
@@ -107,5 +114,19 @@ impl<D: Device> VaeEncoder<D> {
             logvar.iter_mut().for_each(|v| *v = v.clamp(-30.0, 20.0));
         }
         Ok(Encoded { mean, logvar })
+    }
+}
+
+impl Encoded {
+    /// Turns noise, `[latent_channels, h, w]`, into a sample of the distribution, with the pipeline's shift and scale, as
+    /// [`super::Vae::decode`] takes latents but for their order.
+    pub fn sample<D: Device>(&self, encoder: &VaeEncoder<D>, noise: &mut [f32]) {
+        let config = &encoder.config;
+        let (channels, pixels) = (config.latent_channels, noise.len() / config.latent_channels);
+        for (i, x) in noise.iter_mut().enumerate() {
+            let at = i % pixels * channels + i / pixels;
+            let z = self.mean[at] + (0.5 * self.logvar[at]).exp() * *x;
+            *x = (z - config.shift_factor()) * config.scaling_factor;
+        }
     }
 }

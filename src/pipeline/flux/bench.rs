@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{FluxLora, FluxPipeline, Request};
+use super::{FluxLora, FluxPipeline, Request, Text};
 use crate::Result;
 use crate::lora::Run;
 use crate::ops::{Device, KernelTime};
@@ -39,15 +39,16 @@ impl<D: Device> FluxPipeline<D> {
         let begin = Instant::now();
         let attached = self.networks.attach(loras)?;
         let attach = begin.elapsed();
-        let job = self.job(request)?;
+        let job = self.job(request, loras)?;
         self.reserve(&job, &attached, loras)?;
         let dev = &self.dev;
-        let [flux, clip, t5] = attached.each_ref().map(|attached| Run::with(dev, attached));
-        let pooled = self.networks.clip.encode(clip, &job.clip_ids)?.pooled;
-        let text = self.networks.t5.encode(t5, &job.t5_ids)?;
-        dev.download(&text)?;
+        let embeddings = match &job.text {
+            Text::Known(embeddings) => embeddings.clone(),
+            Text::Unknown(key) => self.networks.encode(dev, key, &attached)?,
+        };
+        let first = self.networks.first_latents(dev, &job)?;
         let begin = Instant::now();
-        let mut run = self.networks.noise(flux, &job, &pooled, text)?;
+        let mut run = self.networks.denoising(Run::with(dev, &attached[0]), &job, &embeddings, first)?;
         dev.download(&run.latents)?;
         let condition = begin.elapsed();
         let noise = dev.upload(&dev.download(&run.latents)?, self.networks.flux.config().in_channels)?;
