@@ -91,6 +91,9 @@ namespace Svdq.Native
         [DllImport(__DllName, EntryPoint = "svdq_generate", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_generate(svdq_model* model, svdq_generate_params* @params, svdq_image* @out);
 
+        [DllImport(__DllName, EntryPoint = "svdq_generate_check", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
+        internal static extern int svdq_generate_check(svdq_model* model, svdq_generate_params* @params, svdq_generate_cost* cost);
+
         [DllImport(__DllName, EntryPoint = "svdq_image_bytes", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern int svdq_image_bytes(svdq_image* image, ulong* bytes);
 
@@ -141,6 +144,12 @@ namespace Svdq.Native
 
         [DllImport(__DllName, EntryPoint = "svdq_model_release", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern void svdq_model_release(svdq_model* model);
+
+        [DllImport(__DllName, EntryPoint = "svdq_prompt_encode", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
+        internal static extern int svdq_prompt_encode(svdq_model* model, svdq_prompt_params* @params, svdq_prompt** @out);
+
+        [DllImport(__DllName, EntryPoint = "svdq_prompt_release", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
+        internal static extern void svdq_prompt_release(svdq_prompt* prompt);
 
         [DllImport(__DllName, EntryPoint = "svdq_result_name", CallingConvention = CallingConvention.Cdecl, ExactSpelling = true)]
         internal static extern byte* svdq_result_name(int result);
@@ -227,6 +236,16 @@ namespace Svdq.Native
         public svdq_image* init;
         public float init_strength;
         public uint preview_every;
+    }
+
+    [StructLayout(LayoutKind.Sequential)]
+    internal unsafe partial struct svdq_generate_cost
+    {
+        public uint struct_size;
+        public uint fits;
+        public ulong device_bytes;
+        public ulong host_bytes;
+        public ulong image_bytes;
     }
 
     [StructLayout(LayoutKind.Sequential)]
@@ -330,6 +349,15 @@ namespace Svdq.Native
     [StructLayout(LayoutKind.Sequential)]
     internal unsafe partial struct svdq_prompt
     {
+    }
+
+    [StructLayout(LayoutKind.Sequential)]
+    internal unsafe partial struct svdq_prompt_params
+    {
+        public uint struct_size;
+        public uint lora_count;
+        public byte* text;
+        public svdq_lora_ref* loras;
     }
 
     [StructLayout(LayoutKind.Sequential)]
