@@ -228,7 +228,7 @@ fn cases(test: &str) -> PathBuf {
 }
 
 /// All of them but those that need what AOT does not have.
-const CASES: [&str; 18] = [
+const CASES: [&str; 21] = [
     "picture",
     "layouts_of_pixels",
     "async",
@@ -239,6 +239,9 @@ const CASES: [&str; 18] = [
     "failed_job",
     "path",
     "lora",
+    "prompt",
+    "init",
+    "cost",
     "context",
     "sources",
     "broken_stream",

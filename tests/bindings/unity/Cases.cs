@@ -30,6 +30,9 @@ static class Cases
             { "failed_job", () => FailedJob().GetAwaiter().GetResult() },
             { "path", NonAsciiPath },
             { "lora", Loras },
+            { "prompt", Prompts },
+            { "init", Init },
+            { "cost", Cost },
             { "context", Contexts },
             { "sources", () => Sources().GetAwaiter().GetResult() },
             { "broken_stream", () => BrokenStream().GetAwaiter().GetResult() },
@@ -233,8 +236,11 @@ static class Cases
         using (var model = Load())
         {
             var options = Potion();
+            options.PreviewEvery = 1;
             using (var job = model.Submit(options))
             {
+                var serial = 0u;
+                byte[] preview = null;
                 Check(!job.Wait(0) || job.Poll().Ended);
                 // Once a frame: without garbage.
                 var collections = GC.CollectionCount(0);
@@ -243,14 +249,27 @@ static class Cases
                 while (true)
                 {
                     var status = job.Poll();
+                    if (status.PreviewSerial != serial)
+                    {
+                        Check(status.PreviewSerial > serial && status.PreviewWidth > 0 && status.PreviewHeight > 0);
+                        serial = status.PreviewSerial;
+                        preview = new byte[TopDown.Bytes(status.PreviewWidth, status.PreviewHeight)];
+                        job.ReadPreview(preview, TopDown);
+                    }
                     if (status.Ended) break;
                     Thread.Sleep(1);
                 }
                 job.ThrowIfFailed();
                 Check(job.Error == "" && job.Wait());
+                Check(preview != null && Array.Exists(preview, value => value != preview[0]), "an empty preview");
                 var pixels = new byte[TopDown.Bytes(job.Width, job.Height)];
                 job.ReadImage(pixels, TopDown);
                 Equal(Make(model), pixels);
+            }
+            using (var job = model.Submit(Potion()))
+            {
+                Fails(Result.Busy, () => job.ReadPreview(new byte[1 << 16]));
+                job.Wait();
             }
         }
     }
@@ -325,9 +344,10 @@ static class Cases
             Fails(Result.InvalidArgument, () => model.Submit(new GenerateOptions { Prompt = "a", Width = 7 }));
             Fails(Result.NotFound, () => new Lora(model, "/nirgends.safetensors"));
             Fails(Result.InvalidArgument, () => new Context(new ContextOptions { Device = (DeviceSelect)77 }));
-            Throws<ArgumentException>(() => model.Submit(new GenerateOptions { Prompt = "a\0b" }));
-            Throws<ArgumentException>(() => model.Submit(new GenerateOptions { Prompt = "half \ud83d a pair" }));
+            Throws<ArgumentException>(() => new Prompt(model, "a\0b"));
+            Throws<ArgumentException>(() => new Prompt(model, "half \ud83d a pair"));
             Throws<ArgumentException>(() => new Context(new ContextOptions { DeviceId = new byte[17] }));
+            Throws<ArgumentNullException>(() => new Prompt(model, null));
             Throws<ArgumentNullException>(() => model.Generate(Potion(), (byte[])null));
             Throws<ArgumentNullException>(() => new ModelOptions((string)null));
             Throws<ArgumentException>(() => Model.Load(context, new ModelOptions((Source)null)));
@@ -404,6 +424,67 @@ static class Cases
                 Throws<ObjectDisposedException>(() => Make(model, options, TopDown));
             }
             Equal(expected, Make(model));
+        }
+    }
+
+    static void Prompts()
+    {
+        using (var model = Load())
+        {
+            var options = Potion();
+            using (var prompt = new Prompt(model, options.Prompt))
+            {
+                options.Prompt = null;
+                options.Encoded = prompt;
+                Equal(Make(model), Make(model, options, TopDown));
+                using (var job = model.Submit(options))
+                {
+                    prompt.Dispose();
+                    job.Wait();
+                    job.ThrowIfFailed();
+                }
+            }
+        }
+    }
+
+    static void Init()
+    {
+        using (var context = Cpu())
+        using (var model = Model.Load(context, new ModelOptions(Demo) { ImageInput = true }))
+        {
+            Check(model.Info.ImageInput);
+            var plain = Make(model);
+            var options = Potion();
+            options.Seed = 1;
+            options.Init = new InitImage { Pixels = plain, Width = 128, Height = 128, Layout = TopDown };
+            options.InitStrength = 0.5f;
+            var near = Make(model, options, TopDown);
+            options.InitStrength = 1;
+            var far = Make(model, options, TopDown);
+            Check(Distance(plain, near) < Distance(plain, far), Distance(plain, near) + " " + Distance(plain, far));
+            options.Init.Pixels = new byte[100];
+            Throws<SvdqException>(() => Make(model, options, TopDown));
+        }
+    }
+
+    static double Distance(byte[] left, byte[] right)
+    {
+        var sum = 0.0;
+        for (var i = 0; i < left.Length; i++) sum += Math.Pow(left[i] - right[i], 2);
+        return sum;
+    }
+
+    static void Cost()
+    {
+        using (var model = Load())
+        {
+            var cost = model.Check(Potion());
+            Check(cost.Fits && cost.DeviceBytes == 0 && cost.HostBytes > 0 && cost.ImageBytes == 128 * 128 * 4);
+            Fails(Result.InvalidArgument, () => model.Check(new GenerateOptions { Prompt = "a", Height = 9 }));
+            var (info, inspected) = (model.Info, Model.Inspect(new ModelOptions(Demo)));
+            Check(info.Precision == inspected.Precision && info.Rank == inspected.Rank);
+            Check(info.DefaultSteps == inspected.DefaultSteps && info.SizeMultiple == inspected.SizeMultiple);
+            Check(info.StoredBytes > 0 && info.HostBytes > 0 && inspected.HostBytes == 0, info.StoredBytes + " " + info.HostBytes + " " + inspected.HostBytes);
         }
     }
 
@@ -524,8 +605,9 @@ static class Cases
             var context = Cpu();
             var model = Model.Load(context, new ModelOptions(Demo));
             var lora = new Lora(model, LoraFile);
-            var job = model.Submit(new GenerateOptions { Prompt = "a", Loras = new[] { new LoraUse(lora) } });
-            var handles = new Handle[] { context, model, lora, job };
+            var prompt = new Prompt(model, "a");
+            var job = model.Submit(new GenerateOptions { Encoded = prompt, Loras = new[] { new LoraUse(lora) } });
+            var handles = new Handle[] { context, model, lora, prompt, job };
             for (var i = 0; i < handles.Length; i++)
             {
                 var handle = handles[(i * (order % 2 + 1) + order) % handles.Length];
@@ -561,7 +643,8 @@ static class Cases
         var context = Cpu();
         var model = Model.Load(context, new ModelOptions(Demo));
         var lora = new Lora(model, LoraFile);
-        model.Submit(new GenerateOptions { Prompt = "a", Loras = new[] { new LoraUse(lora) }, Steps = 1000 });
+        var prompt = new Prompt(model, "a");
+        model.Submit(new GenerateOptions { Encoded = prompt, Loras = new[] { new LoraUse(lora) }, Steps = 1000 });
         Model.SubmitLoad(context, new ModelOptions(Demo));
         new Witness();
     }

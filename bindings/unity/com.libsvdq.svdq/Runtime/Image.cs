@@ -1,3 +1,4 @@
+using System;
 using Svdq.Native;
 
 namespace Svdq
@@ -61,5 +62,13 @@ namespace Svdq
             pixels = pixels,
             capacity = checked((ulong)capacity),
         };
+    }
+
+    /// <summary>A picture to start from.</summary>
+    public sealed class InitImage
+    {
+        public byte[] Pixels;
+        public int Width, Height;
+        public ImageLayout Layout;
     }
 }

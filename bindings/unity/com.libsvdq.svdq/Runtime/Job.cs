@@ -33,6 +33,10 @@ namespace Svdq
         public float Fraction;
         /// <summary>Result.Pending until the job ended.</summary>
         public Result Result;
+        /// <summary>Grows with every new preview. 0: none yet.</summary>
+        public uint PreviewSerial;
+        /// <summary>Pixels.</summary>
+        public int PreviewWidth, PreviewHeight;
         public double QueueMilliseconds, LoadMilliseconds, EncodeMilliseconds, DenoiseMilliseconds,
             DecodeMilliseconds;
         public ulong Seed;
@@ -62,6 +66,9 @@ namespace Svdq
                 Steps = checked((int)status.steps),
                 Fraction = status.fraction,
                 Result = (Result)status.result,
+                PreviewSerial = status.preview_serial,
+                PreviewWidth = checked((int)status.preview_width),
+                PreviewHeight = checked((int)status.preview_height),
                 QueueMilliseconds = status.queue_ms,
                 LoadMilliseconds = status.load_ms,
                 EncodeMilliseconds = status.encode_ms,
@@ -147,6 +154,25 @@ namespace Svdq
         {
             if (pixels == null) throw new ArgumentNullException(nameof(pixels));
             fixed (byte* pointer = pixels) ReadImage((IntPtr)pointer, pixels.LongLength, layout);
+        }
+
+        /// <summary>
+        /// Copies the newest preview, of JobStatus.PreviewWidth x PreviewHeight pixels. Throws with Result.Busy
+        /// while there is none.
+        /// </summary>
+        public void ReadPreview(IntPtr pixels, long capacity, ImageLayout layout = default(ImageLayout))
+        {
+            var status = Poll();
+            if (status.PreviewSerial == 0) throw new SvdqException(Result.Busy, "there is no preview yet");
+            var (width, height) = (status.PreviewWidth, status.PreviewHeight);
+            Read(Api.SVDQ_JOB_PREVIEW, width, height, (void*)pixels, capacity, layout);
+        }
+
+        /// <summary>Copies the newest preview to an array. Throws with Result.Busy while there is none.</summary>
+        public void ReadPreview(byte[] pixels, ImageLayout layout = default(ImageLayout))
+        {
+            if (pixels == null) throw new ArgumentNullException(nameof(pixels));
+            fixed (byte* pointer = pixels) ReadPreview((IntPtr)pointer, pixels.LongLength, layout);
         }
 
         void Read(uint which, int width, int height, void* pixels, long capacity, ImageLayout layout)

@@ -34,6 +34,8 @@ namespace Svdq
         /// <summary>A pipeline's folder, or the parts of a model in any order.</summary>
         public readonly List<Source> Sources;
         public Profile Profile;
+        /// <summary>Keeps what GenerateOptions.Init needs.</summary>
+        public bool ImageInput;
 
         public ModelOptions(params Source[] sources)
         {
@@ -54,6 +56,7 @@ namespace Svdq
                 source_count = (uint)Sources.Count,
                 sources = sources,
                 profile = (uint)Profile,
+                flags = ImageInput ? Api.SVDQ_MODEL_IMAGE_INPUT : 0,
             };
         }
 
@@ -74,6 +77,7 @@ namespace Svdq
         public int SizeMultiple;
         public int DefaultWidth, DefaultHeight;
         public Profile Profile;
+        public bool ImageInput;
         /// <summary>How many LoRAs a picture can have.</summary>
         public int MaxLoras;
         /// <summary>Bytes of weights: in the files, and of a loaded model on the GPU and in the host's memory.</summary>
@@ -90,6 +94,7 @@ namespace Svdq
             DefaultWidth = checked((int)info.default_width);
             DefaultHeight = checked((int)info.default_height);
             Profile = (Profile)info.profile;
+            ImageInput = (info.flags & Api.SVDQ_MODEL_IMAGE_INPUT) != 0;
             MaxLoras = (int)Math.Min(info.max_loras, int.MaxValue);
             StoredBytes = info.stored_bytes;
             DeviceBytes = info.device_bytes;
@@ -148,6 +153,25 @@ namespace Svdq
                 using (var self = Use())
                     SvdqException.Check(Api.svdq_model_get_info((svdq_model*)self.Pointer, &info));
                 return new ModelInfo(info);
+            }
+        }
+
+        /// <summary>Checks `options` and says what the picture takes, without making it.</summary>
+        public unsafe GenerateCost Check(GenerateOptions options)
+        {
+            using (var call = new Call())
+            {
+                var native = options.ToNative(call);
+                svdq_generate_cost cost;
+                cost.struct_size = (uint)sizeof(svdq_generate_cost);
+                SvdqException.Check(Api.svdq_generate_check((svdq_model*)call.Use(this), &native, &cost));
+                return new GenerateCost
+                {
+                    Fits = cost.fits != 0,
+                    DeviceBytes = cost.device_bytes,
+                    HostBytes = cost.host_bytes,
+                    ImageBytes = cost.image_bytes,
+                };
             }
         }
 

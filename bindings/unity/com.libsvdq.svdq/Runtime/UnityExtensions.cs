@@ -42,6 +42,23 @@ namespace Svdq
             Apply(texture);
         }
 
+        /// <summary>
+        /// Copies the newest preview into `texture` if it is newer than `serial`, which becomes its own; makes
+        /// the texture where there is none. False: there is no newer one.
+        /// </summary>
+        public static bool ReadPreview(this GenerateJob job, ref Texture2D texture, ref uint serial)
+        {
+            var status = job.Poll();
+            if (status.PreviewSerial == serial) return false;
+            var (width, height) = (status.PreviewWidth, status.PreviewHeight);
+            if (texture == null) texture = new Texture2D(width, height, TextureFormat.RGBA32, false);
+            CheckSize(texture, width, height);
+            job.ReadPreview(texture.GetRawTextureData<byte>(), Layout(texture));
+            Apply(texture);
+            serial = status.PreviewSerial;
+            return true;
+        }
+
         /// <summary>Makes a picture in a native array. Blocks until it is done.</summary>
         public static unsafe void Generate(
             this Model model,
@@ -54,6 +71,11 @@ namespace Svdq
         public static unsafe void ReadImage(
             this GenerateJob job, NativeArray<byte> pixels, ImageLayout layout = default(ImageLayout)) =>
             job.ReadImage((IntPtr)pixels.GetUnsafePtr(), pixels.Length, layout);
+
+        /// <summary>Copies the newest preview to a native array.</summary>
+        public static unsafe void ReadPreview(
+            this GenerateJob job, NativeArray<byte> pixels, ImageLayout layout = default(ImageLayout)) =>
+            job.ReadPreview((IntPtr)pixels.GetUnsafePtr(), pixels.Length, layout);
 
         /// <summary>Moves the lines of a context's log to the console. For Update.</summary>
         public static void PumpLog(this Context context)

@@ -16,6 +16,7 @@ namespace Svdq.Tests
             Prompt = "pixel art blue potion",
             Seed = 7,
             Steps = 4,
+            PreviewEvery = 1,
         };
 
         Context context;
@@ -51,13 +52,20 @@ namespace Svdq.Tests
         {
             var expected = TopDown(PixelFormat.Rgba8);
             var texture = model.CreateTexture(Potion);
+            Texture2D preview = null;
+            var (serial, previews) = (0u, 0);
             using (var job = model.Submit(Potion))
             {
                 while (!job.Poll().Ended)
+                {
+                    if (job.ReadPreview(ref preview, ref serial)) previews++;
                     yield return null;
+                }
                 job.ThrowIfFailed();
+                if (job.ReadPreview(ref preview, ref serial)) previews++;
                 job.ReadImage(texture);
             }
+            Assert.Greater(previews, 0);
             // (0, 0) of a texture is at the bottom.
             for (var y = 0; y < texture.height; y += 9)
                 for (var x = 0; x < texture.width; x += 9)
