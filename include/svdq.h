@@ -2,8 +2,47 @@
  * svdq.h: 4-bit FLUX image generation in your process. C99 or later, C++11 or later.
  * Generated from src/capi by cbindgen.
  *
- * A program makes a context, loads a model into it, and generates into its own pixels:
- * examples-c/generate.c is a whole one.
+ * A tour. A context is a device with its threads; a model is loaded into it; pictures are made by
+ * the model, into memory of the caller's. Blocking, and without the checks of results that
+ * examples-c/ has:
+ *
+ *     svdq_context *context;
+ *     svdq_context_create(NULL, &context);
+ *
+ *     svdq_source folder = {.struct_size = sizeof folder, .kind = SVDQ_SOURCE_PATH, .path = "models/flux"};
+ *     svdq_model_params load = {.struct_size = sizeof load, .source_count = 1, .sources = &folder};
+ *     svdq_model *model;
+ *     svdq_model_load(context, &load, &model);
+ *
+ *     svdq_generate_params params = {.struct_size = sizeof params};
+ *     svdq_generate_params_init(model, &params);
+ *     params.prompt = "a potion";
+ *     svdq_image image = {.struct_size = sizeof image, .format = SVDQ_FORMAT_RGBA8,
+ *                         .width = params.width, .height = params.height};
+ *     svdq_image_bytes(&image, &image.capacity);
+ *     image.pixels = malloc(image.capacity);
+ *     svdq_generate(model, &params, &image);
+ *
+ *  - In a game: svdq_job_submit and svdq_job_submit_load return at once. svdq_job_poll says every
+ *    frame how far the job is, svdq_job_read_image copies its previews and its picture,
+ *    svdq_job_take_model takes a loaded model. svdq_job_cancel stops it at its next step, and the
+ *    model is as it was. None of these waits for the device. (async.c, frames.c)
+ *  - Files in a pak: a source is also a piece of memory or a function that reads. (pak.c)
+ *  - Styles: svdq_lora_load loads a LoRA for a model, and every picture names those that it uses,
+ *    each with a strength. Switching costs nothing. (lora.c)
+ *  - The same prompt again: svdq_prompt_encode keeps what the text encoders make of it.
+ *  - From a picture: svdq_generate_params.init, with a model that was loaded for it.
+ *  - Beside a game: svdq_device_get_info finds the GPU that the game draws on, by its LUID or UUID;
+ *    a context takes a memory budget, which can change, and a priority. svdq_generate_check says
+ *    what a picture takes before anything runs, svdq_model_inspect what files are, without a device.
+ *  - At the end, or before code of the program is unloaded: svdq_context_shutdown cancels everything
+ *    and waits for it. Afterwards no thread and no callback of the context runs.
+ *
+ * Threads. Every function may be called from any thread, and several at a time with the same handle;
+ * the exception is a release, after which nobody may use that handle. Functions that make something
+ * (load, encode, generate) block until it is there; pictures of one model wait for each other.
+ * Callbacks run in the library's threads or in that of the call, under no lock of the library's, so
+ * that they may call it.
  *
  * Linking on Linux: -lsvdq, or libsvdq.a and then
  *   -lgcc_s -lutil -lrt -lpthread -lm -ldl -lc
@@ -26,6 +65,8 @@
  *    library has to be zero, or the call returns SVDQ_ERR_VERSION_MISMATCH.
  *  - What was made from a handle keeps what it needs of it: handles may be released in any order,
  *    from any thread, when no call uses them any more. Releasing NULL does nothing.
+ *  - Functions and callbacks have the C calling convention of the platform, which is cdecl where
+ *    there are several.
  *  - No function unwinds, exits the process or changes its state: signal handlers, locale,
  *    environment and floating-point modes stay as they are.
  */
