@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::readme::snippet;
 use crate::support::{cc, header, library, repository, run, scratch};
 
 /// The example in C that the tests build against the installation.
@@ -122,6 +123,24 @@ fn cmake_finds_it_where_it_is() {
     run(Command::new("cmake").arg("--build").arg(&build));
     works(&build.join("generate_svdq"), true);
     works(&build.join("generate_static"), false);
+}
+
+#[test]
+#[ignore = "needs CMake"]
+fn what_the_readme_says_to_cmake_works() {
+    let folder = scratch("cmake_readme");
+    let prefix = moved(&folder);
+    let lists = format!(
+        "cmake_minimum_required(VERSION 3.16)\nproject(game C)\nadd_executable(game {})\n{}\n",
+        repository(EXAMPLE).display(),
+        snippet("cmake")
+    );
+    fs::write(folder.join("CMakeLists.txt"), lists).unwrap();
+    let mut cmake = Command::new("cmake");
+    cmake.arg("-S").arg(&folder).arg("-B").arg(folder.join("build"));
+    run(cmake.arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.display())));
+    run(Command::new("cmake").arg("--build").arg(folder.join("build")));
+    works(&folder.join("build/game"), true);
 }
 
 #[test]

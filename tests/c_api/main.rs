@@ -7,6 +7,7 @@
 #![allow(unsafe_code, reason = "the functions under test are C functions")]
 #![allow(clippy::unwrap_used, clippy::undocumented_unsafe_blocks, reason = "tests")]
 
+mod abi;
 mod arguments;
 mod contexts;
 mod header;
@@ -16,6 +17,7 @@ mod loras;
 mod models;
 mod pictures;
 mod programs;
+mod readme;
 mod sources;
 mod structs;
 mod support;

@@ -1,23 +1,32 @@
 //! C programs that use the libraries, linked the way the header says.
 #![cfg(target_os = "linux")]
 
+use std::ffi::OsStr;
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::support::{cc, demo, header, library, repository, run, scratch};
 
+/// The demo model.
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo");
+
 /// Builds a C99 program with the shared library beside it.
-fn shared(source: &str, folder: &Path) -> PathBuf {
+fn build(source: &str, folder: &Path, name: &str, options: &[&str]) -> PathBuf {
     for name in ["libsvdq.so", "libsvdq.so.0"] {
-        symlink(library("libsvdq.so"), folder.join(name)).unwrap();
+        let _ = symlink(library("libsvdq.so"), folder.join(name));
     }
-    let program = folder.join("shared");
+    let program = folder.join(name);
     let mut cc = cc();
-    cc.args(["-std=c99", "-D_DEFAULT_SOURCE", "-o"]).arg(&program).arg(repository(source));
+    cc.args(["-std=c99", "-D_DEFAULT_SOURCE", "-o"]).arg(&program).arg(repository(source)).args(options);
     run(cc.arg("-L").arg(folder).args(["-lsvdq", "-Wl,-rpath,$ORIGIN"]));
     program
+}
+
+pub(crate) fn shared(source: &str, folder: &Path) -> PathBuf {
+    build(source, folder, "shared", &[])
 }
 
 /// Builds a C99 program with the static library and the libraries that the header names, no others.
@@ -32,29 +41,66 @@ fn statically(source: &str, folder: &Path) -> PathBuf {
     program
 }
 
-#[test]
-fn the_example_makes_a_picture_with_either_library() {
-    let folder = scratch("example");
-    let source = "examples-c/generate.c";
-    assert!(fs::read_to_string(repository(source)).unwrap().lines().count() < 80);
-    let pictures = [shared(source, &folder), statically(source, &folder)].map(|program| {
-        let picture = program.with_extension("ppm");
-        let model = repository("assets/demo");
-        run(Command::new(&program).arg(model).arg("pixel art blue potion").arg(&picture));
-        fs::read(picture).unwrap()
-    });
-    let pixels = pictures[0].strip_prefix(b"P6\n128 128\n255\n").expect("a PPM of the demo's size");
-    assert_eq!(pixels.len(), 128 * 128 * 3);
+/// Runs an example; gives what it printed.
+fn example(program: &Path, arguments: &[&str]) -> String {
+    run(Command::new(program).args(arguments))
+}
+
+/// The size and the pixels of a PPM in which there is something to see.
+fn picture(path: &Path) -> ((usize, usize), Vec<u8>) {
+    let file = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let mut parts = file.splitn(4, |&byte| byte == b'\n').map(|part| std::str::from_utf8(part).unwrap_or(""));
+    assert_eq!(parts.next(), Some("P6"));
+    let size = parts.next().unwrap().split_once(' ').unwrap();
+    let size: (usize, usize) = (size.0.parse().unwrap(), size.1.parse().unwrap());
+    let pixels = file[file.len() - size.0 * size.1 * 3..].to_vec();
     let mean = pixels.iter().map(|&value| f64::from(value)).sum::<f64>() / pixels.len() as f64;
     let variance =
         pixels.iter().map(|&value| (f64::from(value) - mean).powi(2)).sum::<f64>() / pixels.len() as f64;
-    assert!(variance.sqrt() > 10.0, "all pixels are about {mean}");
+    assert!(variance.sqrt() > 10.0, "{}: all pixels are about {mean}", path.display());
+    (size, pixels)
+}
+
+const POTION: &str = "pixel art blue potion";
+
+/// The picture of examples-c/generate.c.
+fn potion() -> Vec<u8> {
+    let folder = scratch(&format!("potion-{:?}", std::thread::current().id()));
+    let out = folder.join("potion.ppm");
+    example(&shared("examples-c/generate.c", &folder), &[MODEL, POTION, out.to_str().unwrap()]);
+    picture(&out).1
+}
+
+#[test]
+fn generate_makes_the_same_picture_with_either_library() {
+    let folder = scratch("generate");
+    let source = "examples-c/generate.c";
+    assert!(fs::read_to_string(repository(source)).unwrap().lines().count() < 80);
+    let pictures = [shared(source, &folder), statically(source, &folder)].map(|program| {
+        let out = program.with_extension("ppm");
+        example(&program, &[MODEL, POTION, out.to_str().unwrap()]);
+        picture(&out)
+    });
+    assert_eq!(pictures[0].0, (128, 128));
     assert!(pictures[0] == pictures[1], "the libraries do not agree");
 }
 
 #[test]
-fn the_example_says_what_is_wrong() {
-    let program = shared("examples-c/generate.c", &scratch("example_errors"));
+fn lora_changes_the_pictures_that_name_it() {
+    let folder = scratch("lora");
+    let out = folder.join("potion");
+    let printed =
+        example(&shared("examples-c/lora.c", &folder), &[MODEL, POTION, out.to_str().unwrap(), LORA]);
+    assert!(printed.contains("rank 8"), "{printed}");
+    let [plain, full, half] =
+        ["0", "1", "mix"].map(|name| picture(&folder.join(format!("potion-{name}.ppm"))).1);
+    assert!(plain == potion(), "a picture without LoRAs is not the same");
+    assert!(full != plain && half != plain && half != full);
+}
+
+#[test]
+fn generate_says_what_is_wrong() {
+    let program = shared("examples-c/generate.c", &scratch("generate_errors"));
     let fails = |arguments: &[&str]| {
         let output = Command::new(&program).args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
@@ -97,9 +143,153 @@ fn memory_does_not_grow() {
 }
 
 #[test]
-#[ignore = "needs valgrind"]
-fn valgrind_finds_nothing() {
-    let program = shared("tests/c_api/lifecycle.c", &scratch("valgrind"));
+fn pak_makes_the_picture_of_the_folder() {
+    let folder = scratch("pak");
+    let (pak, out) = (folder.join("demo.pak"), folder.join("potion.ppm"));
+    let program = shared("examples-c/pak.c", &folder);
+    packed(&program, Path::new(MODEL), &pak);
+    example(&program, &[pak.to_str().unwrap(), POTION, out.to_str().unwrap()]);
+    assert!(picture(&out).1 == potion(), "not the picture of the model's folder");
+
+    let cut = fs::File::options().write(true).open(&pak).unwrap();
+    cut.set_len(cut.metadata().unwrap().len() - 1).unwrap();
+    let output = Command::new(&program).arg(&pak).args([POTION, "none.ppm"]).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && error.contains("SVDQ_ERR_IO"), "{error}");
+}
+
+#[test]
+fn async_shows_progress() {
+    let folder = scratch("async");
+    let out = folder.join("potion.ppm");
+    let output =
+        Command::new(shared("examples-c/async.c", &folder)).args([MODEL, POTION]).arg(&out).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && text.contains("100%"), "{text}");
+    assert!(picture(&out).1 == potion(), "not the picture of svdq_generate");
+}
+
+#[test]
+fn async_is_cancelled_by_ctrl_c() {
+    let folder = scratch("async_cancel");
+    let out = folder.join("potion.ppm");
+    let mut program = Command::new(shared("examples-c/async.c", &folder));
+    let mut child = program.args([MODEL, POTION]).arg(&out).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = child.stderr.take().unwrap();
+    let (mut text, mut byte, mut sent) = (Vec::new(), [0], false);
+    while stderr.read(&mut byte).unwrap() == 1 {
+        text.push(byte[0]);
+        if !sent && text.ends_with(b"denoising") {
+            run(Command::new("kill").args(["-INT", &child.id().to_string()]));
+            sent = true;
+        }
+    }
+    assert!(sent && text.ends_with(b"cancelled\n"), "{}", String::from_utf8_lossy(&text));
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(!out.exists());
+}
+
+#[test]
+fn frames_are_not_held_up() {
+    let program = shared("examples-c/frames.c", &scratch("frames"));
+    let printed = example(&program, &[MODEL, "5"]);
+    for function in ["svdq_job_submit", "svdq_job_poll", "svdq_job_read_image", "svdq_job_release"] {
+        let line = printed.lines().find(|line| line.starts_with(function)).expect(&printed);
+        let microseconds: Vec<f64> =
+            line.split_whitespace().skip(2).map(|number| number.parse().unwrap()).collect();
+        // The worst of a busy machine is the scheduler's doing.
+        assert!(microseconds[0] < 500.0, "{printed}");
+    }
+}
+
+#[test]
+#[ignore = "measures: needs a machine that does nothing else"]
+fn no_call_of_a_frame_takes_half_a_millisecond() {
+    let program = shared("examples-c/frames.c", &scratch("frames_limit"));
+    println!("{}", example(&program, &[MODEL, "20", "0.5"]));
+}
+
+/// The demo model, which makes pictures of 16x16 in one step unless it is told otherwise: for tools that take long.
+fn small_model(folder: &Path) -> PathBuf {
+    let model = folder.join("model");
+    run(Command::new("cp").arg("-r").arg(MODEL).arg(&model));
+    fs::write(model.join("svdq.json"), "{\"width\": 16, \"height\": 16, \"steps\": 1}").unwrap();
+    model
+}
+
+/// Packs a model with examples-c/pak.c.
+fn packed(program: &Path, model: &Path, pak: &Path) {
+    // The files that its first comment names.
+    let files = "find *.json *.safetensors scheduler t* vae -type f | xargs";
+    assert!(fs::read_to_string(repository("examples-c/pak.c")).unwrap().contains(files));
+    let pack = format!("{files} \"$0\" pack \"$1\"");
+    run(Command::new("sh").current_dir(model).args(["-c", &pack]).arg(program).arg(pak));
+}
+
+const LORA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/demo/lora/pocket-green.safetensors");
+
+/// Every example, with arguments for a short run.
+fn examples(folder: &Path) -> [(&'static str, Vec<String>); 5] {
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let list = |arguments: &[&str]| arguments.iter().map(|&argument| argument.to_owned()).collect::<Vec<_>>();
+    let (model, out) = (&path("model"), &path("out.ppm"));
+    [
+        ("generate", list(&[model, POTION, out])),
+        ("async", list(&[model, POTION, out])),
+        ("pak", list(&[&path("model.pak"), POTION, out])),
+        ("lora", list(&[model, POTION, out, LORA])),
+        ("frames", list(&[model, "2"])),
+    ]
+}
+
+#[test]
+fn every_example_is_in_the_list() {
+    let files = fs::read_dir(repository("examples-c")).unwrap().map(|entry| entry.unwrap().path());
+    let sources = files.filter(|path| path.extension().is_some_and(|extension| extension == "c"));
+    let mut names: Vec<_> =
+        sources.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect();
+    names.sort();
+    let mut listed = examples(Path::new("")).map(|(name, _)| name);
+    listed.sort();
+    assert_eq!(names, listed);
+}
+
+/// Builds with AddressSanitizer, UndefinedBehaviorSanitizer and the shared library.
+fn sanitized(source: &str, folder: &Path, options: &[&str]) -> PathBuf {
+    build(
+        source,
+        folder,
+        "sanitized",
+        &[&["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"], options].concat(),
+    )
+}
+
+/// What a sanitised program printed, and whether it succeeded.
+fn run_sanitized(program: &Path, arguments: &[impl AsRef<OsStr>]) -> (bool, String) {
+    let mut command = Command::new(program);
+    // The stacks of leaks go through the library, which has no frame pointers.
+    command.args(arguments).env("ASAN_OPTIONS", "detect_leaks=1:fast_unwind_on_malloc=0");
+    let output = command.output().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+#[ignore = "needs the sanitizers of gcc"]
+fn sanitizers_find_nothing_but_a_planted_leak() {
+    let folder = scratch("sanitizers");
+    packed(&shared("examples-c/pak.c", &folder), &small_model(&folder), &folder.join("model.pak"));
+    for (name, arguments) in examples(&folder) {
+        let program = sanitized(&format!("examples-c/{name}.c"), &folder, &[]);
+        let (success, text) = run_sanitized(&program, &arguments);
+        assert!(success, "{name}: {text}");
+    }
+    let program = sanitized("tests/c_api/lifecycle.c", &folder, &["-DPLANTED_LEAK"]);
+    let (success, text) = run_sanitized(&program, &[MODEL, "2"]);
+    assert!(!success && text.contains("LeakSanitizer") && text.contains("svdq_model_load"), "{text}");
+}
+
+/// Whether valgrind finds nothing, and what it says.
+fn valgrind(program: &Path, arguments: &[impl AsRef<OsStr>]) -> (bool, String) {
     let mut valgrind = Command::new("valgrind");
     valgrind.args([
         "--quiet",
@@ -108,5 +298,17 @@ fn valgrind_finds_nothing() {
         "--show-leak-kinds=definite",
         "--errors-for-leak-kinds=definite",
     ]);
-    run(valgrind.arg(program).arg(repository("assets/demo")).arg("2"));
+    let output = valgrind.arg(program).args(arguments).output().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+#[ignore = "needs valgrind"]
+fn valgrind_finds_nothing_but_a_planted_leak() {
+    let folder = scratch("valgrind");
+    let source = "tests/c_api/lifecycle.c";
+    let (success, text) = valgrind(&shared(source, &folder), &[MODEL, "2"]);
+    assert!(success, "{text}");
+    let (success, text) = valgrind(&build(source, &folder, "leaks", &["-DPLANTED_LEAK"]), &[MODEL, "2"]);
+    assert!(!success && text.contains("definitely lost") && text.contains("svdq_model_load"), "{text}");
 }
