@@ -4,6 +4,7 @@
 #![allow(unsafe_code, reason = "foreign functions")]
 
 use std::ffi::{CStr, c_char, c_void};
+use std::sync::LazyLock;
 
 use cudarc::driver::sys;
 pub(super) use sys::{
@@ -139,8 +140,10 @@ impl Api {
     /// [`Error::NoDriver`], [`Error::DriverTooOld`], [`Error::NoDevice`].
     pub(super) fn open() -> Result<Self> {
         let none = |why: String| Err(Error::NoDriver(why));
+        // Looked for once: where it is missing, the system looks in every folder that it knows.
         // SAFETY: loads a library that is there to be loaded; nothing is called.
-        if !unsafe { sys::is_culib_present() } {
+        static PRESENT: LazyLock<bool> = LazyLock::new(|| unsafe { sys::is_culib_present() });
+        if !*PRESENT {
             return none("libcuda is not installed".into());
         }
         let version = driver_version()?;
