@@ -15,7 +15,7 @@
  * svdq::Error, or without exceptions call SVDQ_CPP_FATAL. Nothing else throws, but for std::bad_alloc
  * and the like from the strings and vectors that you pass.
  *
- * Ownership. Context, Model, Lora and Job are handles: they own one object of the library, can be
+ * Ownership. Context, Model, Lora, Prompt and Job are handles: they own one object of the library, can be
  * moved and not copied, and release it when they go, in any order and from any thread. An empty handle
  * (default-made, moved from) may be used: every call with it fails with SVDQ_ERR_INVALID_ARGUMENT. Parameter
  * types own their strings and arrays. What is borrowed takes an lvalue, and says for how long.
@@ -303,6 +303,10 @@ struct LoraObject {
     typedef svdq_lora Type;
     static void release(Type* object) noexcept { svdq_lora_release(object); }
 };
+struct PromptObject {
+    typedef svdq_prompt Type;
+    static void release(Type* object) noexcept { svdq_prompt_release(object); }
+};
 struct JobObject {
     typedef svdq_job Type;
     static void release(Type* object) noexcept { svdq_job_release(object); }
@@ -589,7 +593,7 @@ struct Image : svdq_image {
     }
 };
 
-// ---- LoRAs ----
+// ---- LoRAs and prompts ----
 
 /** A LoRA that is loaded for one model. */
 class Lora : public detail::Handle<detail::LoraObject> {
@@ -602,6 +606,12 @@ public:
         const svdq_result result = svdq_lora_get_info(get(), &info);
         return detail::result(result, info);
     }
+};
+
+/** A prompt that went through the text encoders, to make several pictures from. */
+class Prompt : public detail::Handle<detail::PromptObject> {
+public:
+    using Handle::Handle;
 };
 
 /** LoRAs with their strengths. Names the LoRAs and does not own them: they have to be there for the call. */
@@ -623,6 +633,17 @@ private:
     std::vector<svdq_lora_ref> refs_;
 };
 
+/** What to encode. */
+struct PromptParams {
+    PromptParams() {}
+    PromptParams(std::string text_) : text(std::move(text_)) {}
+    PromptParams(const char* text_) : text(text_) {}
+
+    std::string text;
+    /** Those that change text encoders take part. */
+    LoraList loras;
+};
+
 // ---- generation ----
 
 /** What to generate. Zero is the model's default everywhere. */
@@ -638,7 +659,7 @@ struct GenerateParams {
     std::uint64_t seed;
     /** What the picture shows, UTF-8. */
     std::string prompt;
-    /** Instead of prompt, one that is there for the call. Then prompt is to be "". */
+    /** Instead of prompt, Prompt::get() of one that is there for the call. Then prompt is to be "". */
     const svdq_prompt* encoded;
     LoraList loras;
     /** An image to start from, see start_from. */
@@ -768,6 +789,18 @@ public:
         return detail::result(result, Lora(lora));
     }
 
+    /** Runs the text encoders once for several pictures. Blocks. */
+    Result<Prompt> encode(const PromptParams& params) const {
+        if (!detail::passes(params.text)) return detail::cut("text");
+        svdq_prompt_params raw = detail::sized<svdq_prompt_params>();
+        raw.text = params.text.c_str();
+        raw.lora_count = params.loras.size();
+        raw.loras = params.loras.data();
+        svdq_prompt* prompt = nullptr;
+        const svdq_result result = svdq_prompt_encode(get(), &raw, &prompt);
+        return detail::result(result, Prompt(prompt));
+    }
+
     /** The model's own size, steps and guidance. */
     Result<GenerateParams> defaults() const {
         svdq_generate_params raw = detail::sized<svdq_generate_params>();
@@ -778,6 +811,16 @@ public:
         params.steps = raw.steps;
         params.guidance = raw.guidance;
         return detail::result(result, std::move(params));
+    }
+
+    /** What a picture would cost, and whether it fits now: svdq_generate_check. Runs nothing. ("check" is a macro
+        in some engines.) */
+    Result<svdq_generate_cost> cost(const GenerateParams& params) const {
+        if (!detail::passes(params.prompt)) return detail::cut("prompt");
+        const svdq_generate_params raw = params.raw();
+        svdq_generate_cost cost = detail::sized<svdq_generate_cost>();
+        const svdq_result result = svdq_generate_check(get(), &raw, &cost);
+        return detail::result(result, cost);
     }
 
     /** Makes a picture in the caller's pixels. Blocks until it is done. */

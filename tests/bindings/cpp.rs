@@ -57,9 +57,12 @@ fn it_is_complete() {
         functions += 1;
     }
     assert!(functions > 30, "{functions}");
-    for (name, object) in
-        [("svdq_source", "source"), ("svdq_model_params", "params"), ("svdq_generate_params", "params")]
-    {
+    for (name, object) in [
+        ("svdq_source", "source"),
+        ("svdq_model_params", "params"),
+        ("svdq_prompt_params", "raw"),
+        ("svdq_generate_params", "params"),
+    ] {
         let body = c.split(&format!("typedef struct {name} {{")).nth(1).unwrap().split('}').next().unwrap();
         let code = body.lines().filter(|line| line.trim_end().ends_with(';'));
         let fields = code.map(|line| line.trim_end_matches(';').rsplit([' ', '*']).next().unwrap());

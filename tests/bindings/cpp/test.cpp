@@ -36,7 +36,7 @@ const char* const PROMPT = "pixel art blue potion";
 static_assert(!std::is_copy_constructible<svdq::Model>::value, "handles own");
 static_assert(!std::is_copy_assignable<svdq::Job>::value, "handles own");
 static_assert(std::is_nothrow_move_constructible<svdq::Context>::value, "");
-static_assert(std::is_nothrow_move_assignable<svdq::Lora>::value, "");
+static_assert(std::is_nothrow_move_assignable<svdq::Prompt>::value, "");
 static_assert(sizeof(svdq::Lora) == sizeof(void*), "a handle is a pointer");
 static_assert(!std::is_convertible<svdq::Model, bool>::value, "");
 
@@ -142,6 +142,19 @@ Bytes pictures(const svdq::Model& model, const std::string& lora_path) {
 
     const svdq::GenerateParams defaults = model.defaults().value();
     CHECK(defaults.width == SIDE && defaults.height == SIDE && defaults.steps > 0);
+    const svdq_generate_cost cost = model.cost(quick()).value();
+    CHECK(cost.fits == 1 && cost.image_bytes == plain.size() && cost.host_bytes > 0);
+    svdq::GenerateParams odd = quick();
+    odd.width = 100;
+    CHECK(model.cost(odd).code() == SVDQ_ERR_INVALID_ARGUMENT);
+
+    // a prompt that is encoded once
+    const svdq::Prompt prompt = model.encode(PROMPT).value();
+    svdq::GenerateParams encoded = quick();
+    encoded.prompt.clear();
+    encoded.encoded = prompt.get();
+    CHECK(picture(model, encoded) == plain);
+
     // LoRAs change the picture while they are named
     const svdq::Lora lora = model.load_lora(lora_path).value();
     CHECK(lora.info().value().rank == 8);
@@ -151,6 +164,17 @@ Bytes pictures(const svdq::Model& model, const std::string& lora_path) {
     styled.loras.clear();
     CHECK(picture(model, styled) == plain);
     return plain;
+}
+
+void starts_from_an_image(const svdq::Context& context, const std::string& path, const Bytes& start) {
+    svdq::ModelParams params(path);
+    params.flags = SVDQ_MODEL_IMAGE_INPUT;
+    const svdq::Model model = context.load(params).value();
+    svdq::GenerateParams what = quick();
+    what.steps = 4;
+    const Bytes without = picture(model, what);
+    what.start_from(svdq::Image::readable(start.data(), start.size(), SIDE, SIDE), 0.5F);
+    CHECK(picture(model, what) != without);
 }
 
 // ---- sources ----
@@ -241,20 +265,23 @@ void jobs(const svdq::Context& context, const svdq::Model& model, const Bytes& e
     CHECK(done.state == SVDQ_JOB_DONE && done.result == SVDQ_OK && done.fraction == 1.0F && done.seed == 7);
     CHECK(job.error().empty());
 
-    // cancelled while it runs, and the model makes the same picture
+    // previews while it runs; then cancelled, and the model makes the same picture
     svdq::GenerateParams lengthy = quick();
     lengthy.steps = 1000;
+    lengthy.preview_every = 1;
     job = model.submit(lengthy).value();
     CHECK(!job.wait(std::chrono::microseconds(1)).value());
     CHECK(job.read_image(svdq::Image::of(pixels, SIDE, SIDE)).code() == SVDQ_ERR_BUSY);
     svdq_job_status status = job.poll().value();
     float fraction = 0;
-    while (status.fraction < 0.01F) {
+    while (status.preview_serial < 2) {
         CHECK(!job.wait(std::chrono::duration<double>(0.001)).value());
         status = job.poll().value();
         CHECK(status.fraction >= fraction && status.result == SVDQ_PENDING);
         fraction = status.fraction;
     }
+    Bytes preview(std::size_t(status.preview_width) * status.preview_height * 4);
+    job.read_preview(svdq::Image::of(preview, status.preview_width, status.preview_height)).value();
     std::thread([&job] { job.cancel(); }).join();
     const svdq::Result<void> cancelled = job.wait();
     CHECK(cancelled.code() == SVDQ_ERR_CANCELLED && !cancelled.text().empty());
@@ -389,6 +416,7 @@ int main(int argc, char** argv) {
     svdq::Model model = context.load(path).value();
     const Bytes plain = pictures(model, argv[2]);
     sources(context, path, plain);
+    starts_from_an_image(context, path, plain);
     jobs(context, model, plain);
     load_job(context, path, plain);
     hooks(path, plain);

@@ -50,6 +50,7 @@ namespace
 	struct FHeard
 	{
 		int32 Progress = 0;
+		int32 Previews = 0;
 		int32 Completed = 0;
 		int32 Failed = 0;
 		float Fraction = 0.0f;
@@ -60,7 +61,7 @@ namespace
 
 		void Listen(USVDQGenerateImage* Node)
 		{
-			Node->OnProgress.Add([this](UTexture2D*, float Now, ESVDQPhase Phase, ESVDQError, FText)
+			Node->OnProgress.Add([this](UTexture2D* Preview, float Now, ESVDQPhase Phase, ESVDQError, FText)
 			{
 				CHECK(Completed == 0 && Failed == 0);
 				++Progress;
@@ -71,6 +72,11 @@ namespace
 				}
 				CHECK(Now >= Fraction && Now <= 1.0f);
 				Fraction = Now;
+				if (Preview)
+				{
+					CHECK(Preview->SizeX > 0 && Preview->SizeX < 128 && Preview->Updates == 1);
+					++Previews;
+				}
 			});
 			Node->OnCompleted.Add([this](UTexture2D* Made, float, ESVDQPhase, ESVDQError, FText)
 			{
@@ -157,6 +163,7 @@ namespace
 	void Picture(UWorld* World, const std::vector<uint8>& Pixels)
 	{
 		FSVDQRequest What = Request(2);
+		What.PreviewEvery = 1;
 		FHeard Heard;
 		Run(World, What, Heard);
 		CHECK(Subsystem().GetModelState() == ESVDQModelState::Loading);
@@ -176,6 +183,14 @@ namespace
 		// the node has finished: nothing holds it
 		GEngine->CollectGarbage();
 		CHECK(!StubObjects().count(Heard.Image));
+	}
+
+	void Previews(UWorld* World)
+	{
+		FSVDQRequest What = Request(60);
+		What.PreviewEvery = 1;
+		const FHeard Heard = RunToTheEnd(World, What);
+		CHECK(Heard.Completed == 1 && Heard.Previews > 2);
 	}
 
 	void Cancelled(UWorld* World)
@@ -307,6 +322,7 @@ namespace
 		NoModel(World);
 		GetMutableDefault<USVDQSettings>()->ModelPath = FString(UTF8_TO_TCHAR(Model));
 		Picture(World, Pixels);
+		Previews(World);
 		Cancelled(World);
 		Impossible(World);
 		WorldEnds(World, Pixels);
