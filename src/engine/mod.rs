@@ -15,6 +15,7 @@ mod picture;
 mod prompt;
 mod report;
 mod scheduler;
+mod sync;
 
 pub use crate::device::cuda::{DeviceInfo, GpuMemory, Priority, device, devices, profiles};
 pub use crate::ops::{KernelTime, Work};

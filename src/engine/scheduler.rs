@@ -6,11 +6,11 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::{Cancel, Error, Result, threads};
+use super::sync::{Condvar, JoinHandle, Mutex, MutexGuard, threads};
+use crate::{Cancel, Error, Result};
 
 /// Which thread does a piece of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
