@@ -47,6 +47,11 @@ pub(super) fn catch<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     let before = INSIDE.try_with(|inside| inside.replace(true)).unwrap_or(true);
     // A body that panics leaves nothing half done at this level: it owns what it makes, and writes to
     // the caller's structs last. What it shares with other calls lies behind locks of the engine.
+    let body = || {
+        #[cfg(test)]
+        super::tests::bomb();
+        body()
+    };
     let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(Error::panic(&*panic)));
     let _ = INSIDE.try_with(|inside| inside.set(before));
     result

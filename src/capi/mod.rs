@@ -35,3 +35,6 @@ pub use prompt::*;
 pub use result::*;
 pub use source::*;
 pub use version::*;
+
+#[cfg(test)]
+mod tests;

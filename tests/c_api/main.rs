@@ -12,6 +12,7 @@ mod arguments;
 mod contexts;
 mod header;
 mod install;
+mod jobs;
 mod library;
 mod loras;
 mod models;
