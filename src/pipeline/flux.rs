@@ -368,7 +368,7 @@ impl<D: Device> FluxPipeline<D> {
             parts: [encodes, job.request.init.is_some(), previews, previews && job.map.is_none()],
         };
         let mut reserved = lock(&self.reserved);
-        if reserved.as_ref() != Some(&size) {
+        if reserved.as_ref() != Some(&size) || !self.dev.is_reserved() {
             *reserved = None;
             self.dev.reserve(|dev| self.networks.run(dev, job, attached, &mut Nobody).map(drop))?;
             *reserved = Some(size);

@@ -158,6 +158,10 @@ fn budget() {
     let context = Context::new(ContextOptions { device, threads: 1, ..Default::default() }).unwrap();
     let memory = || context.memory().unwrap().gpu.unwrap();
     let model = load_into(&context).unwrap();
+    // From then on the prompt is known, and temporaries are those of an image alone.
+    image(&model, SIDE).unwrap();
+    context.set_memory_budget(model.gpu_bytes()[0]).unwrap();
+    context.set_memory_budget(0).unwrap();
     let first = image(&model, SIDE).unwrap();
     let [weights, temporaries] = model.gpu_bytes();
     let all = weights + temporaries;

@@ -49,9 +49,9 @@ impl Pace {
 
 impl Drop for Moment {
     fn drop(&mut self) {
-        if let Ok(_current) = self.context.enter() {
-            // SAFETY: the event is ours, and nobody uses it any more.
-            let _ = unsafe { self.context.api.cuEventDestroy_v2(self.event) };
-        }
+        // Also of a GPU that was lost.
+        let _current = self.context.enter();
+        // SAFETY: the event is ours, and nobody uses it any more.
+        let _ = unsafe { self.context.api.cuEventDestroy_v2(self.event) };
     }
 }
