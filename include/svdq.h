@@ -519,7 +519,7 @@ typedef svdq_result (*svdq_read_at_fn)(void *user, uint64_t offset, void *dst, s
  * folder of the file system would be: the folder of a diffusers pipeline for instance, by the names
  * "model_index.json", "vae/config.json", "vae/diffusion_pytorch_model.safetensors" and so on. Without a
  * name they are .safetensors files on their own. Error texts call them by their names, or by their place
- * in the array: "source 2" is sources[2].
+ * in the array: "source 2" is element 2 of sources.
  */
 typedef struct svdq_source {
   /**

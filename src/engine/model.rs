@@ -214,8 +214,8 @@ impl Model {
     /// Makes an image in the caller's pixels, which are written only on success. Blocks; may be called from any thread.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] names the parameter that the model cannot do, before anything runs;
-    /// [`Error::Cancelled`] when `progress` breaks or the context is shut down.
+    /// [`crate::Error::InvalidArgument`] names the parameter that the model cannot do, before anything runs;
+    /// [`crate::Error::Cancelled`] when `progress` breaks or the context is shut down.
     pub fn generate(
         &self,
         params: &GenerateParams<'_>,
