@@ -1,8 +1,6 @@
-//! Contexts: their logs and their memory. What they do with a GPU is tested in tests/cuda_host.
+//! Contexts, and their logs. What they do with a GPU is tested in tests/cuda_host.
 
-use std::alloc::{Layout, alloc, dealloc};
 use std::ffi::{CStr, c_char, c_void};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::{ptr, thread};
 
@@ -183,64 +181,6 @@ fn the_cpu_has_no_budget() {
     let model = load_into(context, &demo());
     assert_eq!(memory(), [0; 4]);
     unsafe { (svdq_model_release(model), svdq_context_release(context)) };
-}
-
-/// Memory that a program counts.
-#[derive(Default)]
-struct Counted {
-    now: AtomicU64,
-    most: AtomicU64,
-}
-
-unsafe extern "C" fn give(user: *mut c_void, size: usize, alignment: usize) -> *mut c_void {
-    let counted = unsafe { &*user.cast::<Counted>() };
-    let now = counted.now.fetch_add(size as u64, Ordering::SeqCst) + size as u64;
-    counted.most.fetch_max(now, Ordering::SeqCst);
-    unsafe { alloc(Layout::from_size_align(size, alignment).unwrap()) }.cast()
-}
-
-unsafe extern "C" fn take_back(user: *mut c_void, memory: *mut c_void, size: usize, alignment: usize) {
-    let counted = unsafe { &*user.cast::<Counted>() };
-    counted.now.fetch_sub(size as u64, Ordering::SeqCst);
-    unsafe { dealloc(memory.cast(), Layout::from_size_align(size, alignment).unwrap()) }
-}
-
-#[test]
-fn memory_comes_from_the_program_and_goes_back() {
-    let counted = Counted::default();
-    let context = create(|params| {
-        params.alloc = Some(give);
-        params.free = Some(take_back);
-        params.alloc_user = ptr::from_ref(&counted).cast_mut().cast();
-    });
-    let host = || {
-        let mut info: svdq_memory_info = sized();
-        ok(unsafe { svdq_context_get_memory(context, &mut info) });
-        [info.host_used, info.host_peak]
-    };
-    let seen = || [&counted.now, &counted.most].map(|bytes| bytes.load(Ordering::SeqCst));
-    assert_eq!(host(), [0; 2]);
-    let model = load_into(context, &demo());
-    let loaded = host();
-    assert_eq!(loaded, seen());
-    // The weights of the demo model, and no more than twice as much while it is read.
-    assert!(loaded[0] > 1 << 20 && loaded[1] < 2 * loaded[0], "{loaded:?}");
-    let pixels = [0u8; 32 * 32 * 4];
-    let generate = svdq_generate_params { width: 32, height: 32, steps: 1, prompt: c"a".as_ptr(), ..sized() };
-    let image = svdq_image {
-        format: SVDQ_FORMAT_RGBA8,
-        width: 32,
-        height: 32,
-        pixels: pixels.as_ptr().cast_mut().cast(),
-        capacity: pixels.len() as u64,
-        ..sized()
-    };
-    ok(unsafe { svdq_generate(model, &generate, &image) });
-    assert_eq!(host(), seen());
-    assert!(host()[1] > loaded[0], "a picture takes memory");
-    unsafe { svdq_model_release(model) };
-    assert_eq!((host()[0], seen()[0]), (0, 0));
-    unsafe { svdq_context_release(context) };
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod install;
 mod jobs;
 mod library;
 mod loras;
+mod memory;
 mod models;
 mod pictures;
 mod programs;
