@@ -51,8 +51,8 @@ struct Threads {
 
 struct Line {
     state: Mutex<State>,
-    /// Told of every change of the state.
-    changed: Condvar,
+    /// By lane: who waits there is told of every change of the state that may concern it.
+    changed: [Condvar; 3],
 }
 
 #[derive(Default)]
@@ -100,7 +100,8 @@ impl Scheduler {
     /// # Errors
     /// [`Error::Internal`] when the system gives none.
     pub(super) fn new() -> Result<Self> {
-        let line = Arc::new(Line { state: Mutex::default(), changed: Condvar::new() });
+        let line =
+            Arc::new(Line { state: Mutex::default(), changed: std::array::from_fn(|_| Condvar::new()) });
         let scheduler = Scheduler(Arc::new(Threads { line, handles: Mutex::default() }));
         for (name, lane) in [("-pictures", Lane::Pictures), ("-loads", Lane::Loads)] {
             let line = scheduler.0.line.clone();
@@ -132,7 +133,7 @@ impl Scheduler {
                 state.start(index);
                 return Ok(Turn { line: line.clone(), number, cancel });
             }
-            state = line.wait(state);
+            state = line.wait(Lane::Caller, state);
         }
     }
 
@@ -149,7 +150,8 @@ impl Scheduler {
     ) -> Result<Place> {
         let line = &self.0.line;
         let number = line.state().push(lane, key, cancel, Some(work))?;
-        line.changed.notify_all();
+        // A thread that is woken costs the caller some microseconds: only the one that the job is for.
+        line.changed[lane as usize].notify_all();
         Ok(Place { line: line.clone(), number })
     }
 
@@ -163,20 +165,21 @@ impl Scheduler {
         state.running.iter().for_each(|running| running.cancel.cancel());
         let dropped = std::mem::take(&mut state.waiting);
         drop(state);
-        line.changed.notify_all();
+        line.tell_all();
         // Outside of the lock: it ends jobs and may drop models.
         drop(dropped);
 
         let mut state = line.state();
         while !(state.running.is_empty() && state.threads == 0) {
             state = match deadline {
-                None => line.wait(state),
+                None => line.wait(Lane::Caller, state),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         return false;
                     }
-                    line.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                    let wait = line.changed[Lane::Caller as usize].wait_timeout(state, left);
+                    wait.unwrap_or_else(PoisonError::into_inner).0
                 }
             };
         }
@@ -193,7 +196,7 @@ impl Scheduler {
 impl Drop for Threads {
     fn drop(&mut self) {
         self.line.state().closed = true;
-        self.line.changed.notify_all();
+        self.line.tell_all();
     }
 }
 
@@ -202,8 +205,12 @@ impl Line {
         lock(&self.state)
     }
 
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    fn tell_all(&self) {
+        self.changed.iter().for_each(Condvar::notify_all);
+    }
+
+    fn wait<'a>(&self, lane: Lane, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed[lane as usize].wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a thread does: the jobs of its lane, one after the other.
@@ -217,10 +224,10 @@ impl Line {
                 }
                 if state.closed || state.shut_down {
                     state.threads -= 1;
-                    self.changed.notify_all();
+                    self.tell_all();
                     return;
                 }
-                state = self.wait(state);
+                state = self.wait(lane, state);
             };
             drop(state);
             if let Some(work) = work {
@@ -279,7 +286,7 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         self.line.state().running.retain(|running| running.number != self.number);
-        self.line.changed.notify_all();
+        self.line.tell_all();
     }
 }
 
@@ -290,9 +297,10 @@ impl Place {
         let index = state.waiting.iter().position(|waiting| waiting.entry.number == self.number);
         let waiting = index.and_then(|index| state.waiting.remove(index));
         drop(state);
-        // Others may have waited for it. Its model may be dropped with it: outside of the lock.
-        self.line.changed.notify_all();
-        drop(waiting);
+        if waiting.is_some() {
+            // Others may have waited for it. Its model may be dropped with it: outside of the lock.
+            self.line.tell_all();
+        }
     }
 }
 
