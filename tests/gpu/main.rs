@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod engine;
 mod full_width;
 mod image;
 mod linear;
@@ -41,6 +42,11 @@ const GENERAL: &[(&str, Test)] = &[
     ("budgets", model::budgets),
     ("lora_linears", lora::linears),
     ("two_threads", model::two_threads),
+    ("jobs", engine::jobs),
+    ("pictures_from_pictures", engine::pictures_from_pictures),
+    ("budgets_at_run_time", engine::budgets_at_run_time),
+    ("loads", engine::loads),
+    ("cancel_storm", engine::cancel_storm),
 ];
 
 /// What runs in every profile, with INT4 and with NVFP4 weights.
@@ -70,54 +76,59 @@ fn main() -> ExitCode {
         }
     };
     println!("on {}", gpu.info().name);
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let older = Gpu::open_as(0, 80, Priority::Low);
     let gpus = [Ok(gpu), older].map(|gpu| gpu.map_err(|error| println!("GPU tests failed: {error}")));
     let [Ok(gpu), Ok(older)] = gpus else { return ExitCode::FAILURE };
-    let mut failed = 0;
-    let mut run = |tests: &[(&str, Test)], devices: &Devices, setup: &str| {
-        for (name, test) in tests {
-            let name = format!("{setup}{name}");
-            if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part.as_str())) {
-                continue;
-            }
-            let passed = catch_unwind(AssertUnwindSafe(|| test(devices))).is_ok();
-            println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
-            failed += usize::from(!passed);
-        }
-    };
-    let first = gpu.clone();
-    for gpu in [gpu, older] {
+    let mut tests =
+        Tests { wanted: std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect(), failed: 0 };
+    for gpu in [&gpu, &older] {
         let capability = gpu.info().compute_capability;
-        run(GENERAL, &Devices::new(&gpu, Profile::W4A16, false), &format!("sm_{capability} "));
+        tests.run(GENERAL, &Devices::new(gpu, Profile::W4A16, false), &format!("sm_{capability} "));
         for (nvfp4, kind) in [(false, "int4"), (true, "nvfp4")] {
             for profile in [Profile::W4A4, Profile::W4A8, Profile::W4A16] {
                 if gpu.check(nvfp4, profile).is_err() {
                     continue;
                 }
                 let setup = format!("sm_{capability} {kind} {profile:?} ");
-                let devices = Devices::new(&gpu, profile, nvfp4);
-                run(QUANTIZED, &devices, &setup);
+                let devices = Devices::new(gpu, profile, nvfp4);
+                tests.run(QUANTIZED, &devices, &setup);
                 if profile == Profile::W4A8 {
-                    run(W4A8, &devices, &setup);
+                    tests.run(W4A8, &devices, &setup);
                 }
                 if !nvfp4 {
-                    run(INT4, &devices, &setup);
+                    tests.run(INT4, &devices, &setup);
                 }
             }
         }
     }
-    if wanted.is_empty() || wanted.iter().any(|part| "full_width".contains(part.as_str())) {
-        match std::env::var_os("SVDQ_FULL_WIDTH") {
-            None => println!("test full_width ... not run: SVDQ_FULL_WIDTH names no folder of full_width.py"),
-            Some(folder) => {
-                let test = || full_width::full_width(&first, folder.as_ref());
-                let passed = catch_unwind(AssertUnwindSafe(test)).is_ok();
-                println!("test full_width ... {}", if passed { "ok" } else { "FAILED" });
-                failed += usize::from(!passed);
-            }
+    tests.one("full_size", || engine::full_size(&gpu));
+    match std::env::var_os("SVDQ_FULL_WIDTH") {
+        None => println!("test full_width ... not run: SVDQ_FULL_WIDTH names no folder of full_width.py"),
+        Some(folder) => tests.one("full_width", || full_width::full_width(&gpu, folder.as_ref())),
+    }
+    println!("{} failed", tests.failed);
+    ExitCode::from(u8::from(tests.failed > 0))
+}
+
+struct Tests {
+    /// Parts of names; empty: all.
+    wanted: Vec<String>,
+    failed: usize,
+}
+
+impl Tests {
+    fn run(&mut self, tests: &[(&str, Test)], devices: &Devices, setup: &str) {
+        for (name, test) in tests {
+            self.one(&format!("{setup}{name}"), || test(devices));
         }
     }
-    println!("{failed} failed");
-    ExitCode::from(u8::from(failed > 0))
+
+    fn one(&mut self, name: &str, test: impl Fn()) {
+        if !self.wanted.is_empty() && !self.wanted.iter().any(|part| name.contains(part.as_str())) {
+            return;
+        }
+        let passed = catch_unwind(AssertUnwindSafe(test)).is_ok();
+        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
+        self.failed += usize::from(!passed);
+    }
 }
