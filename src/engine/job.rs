@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use super::picture::Picture;
 use super::scheduler::{Lane, Place, Turn, Work};
 use super::{Context, GenerateParams, ImageMut, Log, Model, ModelOptions, Progress, report};
-use crate::memory::HostMemory;
 use crate::pipeline::flux::{Preview, Watch};
 use crate::weights::Loading;
 use crate::{Cancel, Error, Result};
@@ -87,8 +86,8 @@ pub struct JobStatus {
 /// What the handle and the thread that works share.
 struct Shared {
     cancel: Cancel,
-    /// The progress of a load.
-    loading: Loading,
+    /// Of a load: its progress.
+    loading: Option<Loading>,
     /// Whether there are going to be previews.
     previews: bool,
     state: Mutex<State>,
@@ -117,8 +116,10 @@ impl Job {
     /// Where the job is. Never waits.
     pub fn status(&self) -> JobStatus {
         let mut state = self.shared.state();
-        if state.status.phase == JobPhase::Load {
-            state.status.reach(self.shared.loading.fraction());
+        if state.status.phase == JobPhase::Load
+            && let Some(loading) = &self.shared.loading
+        {
+            state.status.reach(loading.fraction());
         }
         state.status
     }
@@ -225,7 +226,7 @@ impl Model {
         let status = JobStatus { steps: picture.steps(), seed: picture.seed, ..Default::default() };
         let picture = Generate { model: self.clone(), picture };
         let (scheduler, key) = self.scheduler();
-        let shared = Shared::new(status, &HostMemory::default(), params.preview_every > 0);
+        let shared = Shared::new(status, Cancel::default(), None, params.preview_every > 0);
         let work = Box::new(Task { what: picture, running: Guard(shared.clone()) });
         let place = scheduler.submit(Lane::Pictures, Some(key), shared.cancel.clone(), work)?;
         Ok(Job { shared, place })
@@ -236,8 +237,10 @@ impl Model {
     /// # Errors
     /// [`Error::ShuttingDown`] after [`Context::shut_down`]. What goes wrong later is the job's result.
     pub fn submit_load(context: &Context, options: &ModelOptions) -> Result<Job> {
-        let load = Load { context: context.clone(), options: options.clone() };
-        let shared = Shared::new(JobStatus::default(), &context.memory, false);
+        let cancel = Cancel::default();
+        let loading = Loading::new(cancel.clone(), context.memory.clone());
+        let load = Load { context: context.clone(), options: options.clone(), loading: loading.clone() };
+        let shared = Shared::new(JobStatus::default(), cancel, Some(loading), false);
         let work = Box::new(Task { what: load, running: Guard(shared.clone()) });
         let place = context.scheduler().submit(Lane::Loads, None, shared.cancel.clone(), work)?;
         Ok(Job { shared, place })
@@ -245,9 +248,7 @@ impl Model {
 }
 
 impl Shared {
-    fn new(status: JobStatus, memory: &HostMemory, previews: bool) -> Arc<Self> {
-        let cancel = Cancel::default();
-        let loading = Loading::new(cancel.clone(), memory.clone());
+    fn new(status: JobStatus, cancel: Cancel, loading: Option<Loading>, previews: bool) -> Arc<Self> {
         let state = State { status, since: Instant::now(), outcome: None, preview: None };
         Arc::new(Shared { cancel, loading, previews, state: Mutex::new(state), ended: Condvar::new() })
     }
@@ -433,6 +434,7 @@ fn copy(picture: &Preview, image: &mut ImageMut<'_>) -> Result<()> {
 struct Load {
     context: Context,
     options: ModelOptions,
+    loading: Loading,
 }
 
 impl Make for Load {
@@ -445,7 +447,7 @@ impl Make for Load {
     fn make(&self, shared: &Shared, turn: &Turn) -> Result<Output> {
         shared.advance(JobPhase::Load, 0, 0.0);
         turn.cancel().check()?;
-        Ok(Output::Model(Some(Model::load_with(&self.context, &self.options, &shared.loading)?)))
+        Ok(Output::Model(Some(Model::load_with(&self.context, &self.options, &self.loading)?)))
     }
 }
 

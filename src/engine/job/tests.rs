@@ -197,7 +197,7 @@ impl<F: Fn(&Turn) -> Result<Output> + Send> Make for Act<F> {
 }
 
 fn submit(scheduler: &Scheduler, key: Key, act: impl Fn(&Turn) -> Result<Output> + Send + 'static) -> Job {
-    let shared = Shared::new(JobStatus::default(), &HostMemory::default(), false);
+    let shared = Shared::new(JobStatus::default(), Cancel::default(), None, false);
     let work = Box::new(Task { what: Act(act, Log::default()), running: Guard(shared.clone()) });
     let place = scheduler.submit(Lane::Pictures, Some(key), shared.cancel.clone(), work).unwrap();
     Job { shared, place }
