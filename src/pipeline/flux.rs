@@ -55,6 +55,11 @@ impl Request<'_> {
         self.steps - self.first_step()
     }
 
+    /// Whether a step comes after which there is a preview.
+    fn has_previews(&self) -> bool {
+        (1..=self.steps_run()).contains(&self.preview_every)
+    }
+
     fn first_step(&self) -> usize {
         self.init.map_or(0, |init| first_step(self.steps, init.strength))
     }
@@ -359,7 +364,7 @@ impl<D: Device> FluxPipeline<D> {
         loras: &[(&FluxLora<D>, f32)],
     ) -> Result<()> {
         let used = loras.iter().filter(|(_, strength)| *strength != 0.0);
-        let previews = job.request.preview_every > 0;
+        let previews = job.request.has_previews();
         let encodes = matches!(job.text, Text::Unknown(_));
         let size = Size {
             latent_size: job.latent_size,

@@ -135,6 +135,19 @@ fn the_peak_of_a_picture_from_a_picture_is_known_before() {
     }
 }
 
+/// Previews need a decoded image before the first step, but only where a step is followed by one.
+#[test]
+fn previews_that_never_come_cost_nothing() {
+    let options = ModelOptions { sources: vec![demo().into()], ..Default::default() };
+    let model = Model::load(&open(Ledger::leaked(), 1), &options).unwrap();
+    let cost = |preview_every| {
+        let params = GenerateParams { width: 32, height: 16, steps: 2, preview_every, ..Default::default() };
+        model.check(&params).unwrap().host_bytes
+    };
+    assert_eq!([cost(3), cost(u32::MAX)], [cost(0); 2]);
+    assert!(cost(2) > 2 * cost(0), "{} and {}", cost(2), cost(0));
+}
+
 /// The bytes that making a picture took at the peak, which have to be those that it was said to take.
 fn peak(ledger: &Ledger, model: &Model, params: &GenerateParams<'_>) -> u64 {
     let calls = ledger.books().calls;

@@ -98,10 +98,10 @@ impl<D: Device> Networks<D> {
         watch: &mut dyn Watch,
     ) -> Result<Made> {
         let start = report(watch, Progress::Encode)?;
-        let map = match (&job.map, job.request.preview_every) {
-            (_, 0) => None,
-            (Some(map), _) => Some(map.clone()),
-            (None, _) => Some(Arc::new(LinearMap::fit(dev, &self.vae)?)),
+        let map = match &job.map {
+            _ if !job.request.has_previews() => None,
+            Some(map) => Some(map.clone()),
+            None => Some(Arc::new(LinearMap::fit(dev, &self.vae)?)),
         };
         let embeddings = match &job.text {
             Text::Known(embeddings) => embeddings.clone(),
