@@ -75,6 +75,7 @@ static int generate(svdq_model *model, const char *prompt, const char *path) {
     CHECK(svdq_generate_params_init(model, &params));
     params.prompt = prompt;
     params.seed = 42;
+    params.preview_every = 4;
     svdq_job *job = NULL;
     CHECK(svdq_job_submit(model, &params, &job));
     int done = follow(job, path);

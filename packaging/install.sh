@@ -6,8 +6,8 @@
 #
 # --prefix   where it is to live; nothing in it holds this path, so it may be moved as a whole.
 # --destdir  put in front of the prefix, for those who make packages; $DESTDIR unless given.
-# --archive  writes DIR/svdq-VERSION-PLATFORM.tar.gz instead: the same, with the bindings, the examples in C and the
-#            licences of everything that is in the library. The same libraries give the same bytes.
+# --archive  writes DIR/svdq-VERSION-PLATFORM.tar.gz instead: the same, with the packages for Unity and Unreal and
+#            the examples in C. The same libraries give the same bytes.
 # --from     where libsvdq.so and libsvdq.a are. Without it they are built here, as they are shipped.
 set -euo pipefail
 sources=$(cd "$(dirname "$0")/.." && pwd)
@@ -20,7 +20,7 @@ while (($#)); do
         shift 2
         ;;
     *)
-        sed -n '2,12s/^# \?//p' "$0" >&2
+        sed -n '2,11s/^# \?//p' "$0" >&2
         exit 2
         ;;
     esac
@@ -99,6 +99,8 @@ write_archive() {
     trap "rm -rf '$work'" EXIT
     tree "$work/$name"
     cp -r "$sources/README.md" "$sources/examples-c" "$work/$name/"
+    "$sources/bindings/unity/package.sh" "$work/$name/unity" --linux "$from/libsvdq.so"
+    "$sources/bindings/unreal/package.sh" "$work/$name/unreal" --linux "$from/libsvdq.so"
     mkdir -p "$archive"
     tar -C "$work" --sort=name --mtime="@${SOURCE_DATE_EPOCH:-0}" --owner=0 --group=0 --numeric-owner \
         --mode=u+w,go-w,a+rX -cf - "$name" | gzip -n >"$archive/$name.tar.gz"

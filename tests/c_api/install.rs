@@ -186,6 +186,10 @@ fn the_archive_has_everything_and_is_reproducible() {
         "lib/libsvdq.a",
         "lib/cmake/svdq/svdqConfig.cmake",
         "share/doc/svdq/LICENSE-MIT",
+        "unity/com.libsvdq.svdq/package.json",
+        "unity/com.libsvdq.svdq/Runtime/Plugins/x86_64/libsvdq.so",
+        "unreal/SVDQ/SVDQ.uplugin",
+        "unreal/SVDQ/Source/ThirdParty/SVDQLibrary/include/svdq.h",
         EXAMPLE,
     ] {
         assert!(files.contains(file), "{file} is not in the archive: {files:#?}");

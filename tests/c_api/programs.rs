@@ -159,7 +159,7 @@ fn pak_makes_the_picture_of_the_folder() {
 }
 
 #[test]
-fn async_shows_progress() {
+fn async_shows_progress_and_previews() {
     let folder = scratch("async");
     let out = folder.join("potion.ppm");
     let output =
@@ -167,6 +167,8 @@ fn async_shows_progress() {
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && text.contains("100%"), "{text}");
     assert!(picture(&out).1 == potion(), "not the picture of svdq_generate");
+    // A pixel for 8 x 8 of the picture's.
+    assert_eq!(picture(&folder.join("potion.ppm.preview.ppm")).0, (16, 16));
 }
 
 #[test]
@@ -201,11 +203,14 @@ fn frames_are_timed() {
     }
 }
 
-/// The demo model, which makes pictures of 16x16 in one step unless it is told otherwise: for tools that take long.
-fn small_model(folder: &Path) -> PathBuf {
+/// The demo model, which takes 16 tokens and makes pictures of 16x16 unless it is told otherwise: for tools that take
+/// long.
+fn small_model(folder: &Path, steps: u32) -> PathBuf {
     let model = folder.join("model");
     run(Command::new("cp").arg("-r").arg(MODEL).arg(&model));
-    fs::write(model.join("svdq.json"), "{\"width\": 16, \"height\": 16, \"steps\": 1}").unwrap();
+    let defaults =
+        format!("{{\"width\": 16, \"height\": 16, \"steps\": {steps}, \"max_sequence_length\": 16}}");
+    fs::write(model.join("svdq.json"), defaults).unwrap();
     model
 }
 
@@ -269,7 +274,8 @@ fn run_sanitized(program: &Path, arguments: &[impl AsRef<OsStr>]) -> (bool, Stri
 #[ignore = "needs the sanitizers of gcc"]
 fn sanitizers_find_nothing_but_a_planted_leak() {
     let folder = scratch("sanitizers");
-    packed(&shared("examples-c/pak.c", &folder), &small_model(&folder), &folder.join("model.pak"));
+    // As many steps as it takes to see a preview.
+    packed(&shared("examples-c/pak.c", &folder), &small_model(&folder, 4), &folder.join("model.pak"));
     for (name, arguments) in examples(&folder) {
         let program = sanitized(&format!("examples-c/{name}.c"), &folder, &[]);
         let (success, text) = run_sanitized(&program, &arguments);
@@ -296,11 +302,23 @@ fn valgrind(program: &Path, arguments: &[impl AsRef<OsStr>]) -> (bool, String) {
 
 #[test]
 #[ignore = "needs valgrind"]
+fn valgrind_finds_nothing_in_the_examples() {
+    let folder = scratch("valgrind_examples");
+    packed(&shared("examples-c/pak.c", &folder), &small_model(&folder, 1), &folder.join("model.pak"));
+    for (name, arguments) in examples(&folder) {
+        let (success, text) = valgrind(&shared(&format!("examples-c/{name}.c"), &folder), &arguments);
+        assert!(success, "{name}: {text}");
+    }
+}
+
+#[test]
+#[ignore = "needs valgrind"]
 fn valgrind_finds_nothing_but_a_planted_leak() {
-    let folder = scratch("valgrind");
-    let source = "tests/c_api/lifecycle.c";
-    let (success, text) = valgrind(&shared(source, &folder), &[MODEL, "2"]);
+    let (source, folder) = ("tests/c_api/lifecycle.c", scratch("valgrind"));
+    let model = small_model(&folder, 1);
+    let arguments = [model.to_str().unwrap(), "2"];
+    let (success, text) = valgrind(&shared(source, &folder), &arguments);
     assert!(success, "{text}");
-    let (success, text) = valgrind(&build(source, &folder, "leaks", &["-DPLANTED_LEAK"]), &[MODEL, "2"]);
+    let (success, text) = valgrind(&build(source, &folder, "leaks", &["-DPLANTED_LEAK"]), &arguments);
     assert!(!success && text.contains("definitely lost") && text.contains("svdq_model_load"), "{text}");
 }
