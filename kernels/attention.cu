@@ -1,6 +1,6 @@
 // Softmax attention over all tokens for heads of 64 and 128 channels, bf16 in and out, f32 softmax:
 //   out[m, head] = sum_j softmax_j(scale q[m] k[j] + mask[m,j]) v[j]
-// where the mask is nothing, causal, or a bias [heads * tokens, tokens]. After FlashAttention-2 (arXiv 2307.08691):
+// where the mask is nothing, causal, or a bias by head and j - m. After FlashAttention-2 (arXiv 2307.08691):
 // blocks of keys pass by a block of queries, whose running maximum and sum rescale what has been gathered so far.
 #include "common/attention.cuh"
 

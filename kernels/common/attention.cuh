@@ -7,7 +7,7 @@
 struct MaskedAttentionParams {
     const bf16* qkv;    // [tokens, 3 * heads * dim]
     bf16* out;          // [tokens, heads * dim]
-    const float* bias;  // [heads * tokens, tokens] or null
+    const float* bias;  // [heads, 2 * tokens - 1], by key - query + tokens - 1, or null
     int tokens, heads, dim;
     int causal;   // 0 or 1
     float scale;  // of the scores
@@ -28,7 +28,7 @@ __device__ __forceinline__ float score(const MaskedAttentionParams& p, float dot
     if (key >= p.tokens || (p.causal && key > query)) return -INFINITY;
     float v = dot * p.scale;
     if (p.bias)
-        v += __ldg(p.bias + (static_cast<long long>(head) * p.tokens + min(query, p.tokens - 1)) * p.tokens + key);
+        v += __ldg(p.bias + head * (2 * p.tokens - 1) + key - min(query, p.tokens - 1) + p.tokens - 1);
     return v * LOG2E;
 }
 

@@ -189,7 +189,7 @@ impl<D: Device> T5<D> {
     pub fn encode(&self, run: Run<'_, D>, ids: &[u32]) -> Result<D::Tensor> {
         let memory = run.dev.memory();
         let mut x = run.dev.upload(&self.tokens.gather(memory, ids)?, self.hidden())?;
-        let bias = run.dev.upload(&self.distances.bias(memory, ids.len())?, ids.len())?;
+        let bias = run.dev.upload(&self.distances.bias(memory, ids.len())?, 2 * ids.len() - 1)?;
         for layer in &self.layers {
             layer.run(run, &mut x, &bias, ids.len(), self.heads, self.eps)?;
         }
@@ -338,19 +338,16 @@ struct Distances {
 }
 
 impl Distances {
-    /// `[heads · tokens, tokens]`: row `head · tokens + query`.
+    /// `[heads, 2 · tokens - 1]`: from keys that are farthest before the query to those farthest after it.
     fn bias(&self, memory: &HostMemory, tokens: usize) -> Result<Buf<f32>> {
-        let len = self.heads.saturating_mul(tokens).saturating_mul(tokens);
         let what = format_args!("T5's attention bias of {tokens} tokens");
-        let mut bias = Buf::zeroed(memory, len, what)?;
-        let before: Vec<usize> = (0..tokens).map(|d| self.bucket(d)).collect();
-        for (head, bias) in bias.chunks_exact_mut((tokens * tokens).max(1)).enumerate() {
-            let value = |bucket: usize| self.table[bucket * self.heads + head];
-            // Of keys from the farthest before the query to the farthest after it: a row is a part of it.
-            let after = before.iter().skip(1).map(|bucket| value(self.half + bucket));
-            let line: Vec<f32> = before.iter().rev().map(|&bucket| value(bucket)).chain(after).collect();
-            for (query, row) in bias.chunks_exact_mut(tokens).enumerate() {
-                row.copy_from_slice(&line[tokens - 1 - query..][..tokens]);
+        let line = tokens.saturating_mul(2).saturating_sub(1);
+        let mut bias = Buf::zeroed(memory, self.heads.saturating_mul(line), what)?;
+        let before = (0..tokens).rev().map(|distance| self.bucket(distance));
+        let after = (1..tokens).map(|distance| self.half + self.bucket(distance));
+        for (column, bucket) in before.chain(after).enumerate() {
+            for head in 0..self.heads {
+                bias[head * line + column] = self.table[bucket * self.heads + head];
             }
         }
         Ok(bias)
@@ -592,12 +589,12 @@ mod tests {
     }
 
     #[test]
-    fn bias_is_by_head_query_and_key() {
+    fn bias_is_by_head_and_distance() {
         // Head h: 10 h + bucket. Buckets 0 and 1: at and before the query, 3: after it.
         let table = vec![0.0, 10.0, 1.0, 11.0, 2.0, 12.0, 3.0, 13.0];
         let distances = Distances { table, heads: 2, half: 2, far: 3 };
         let memory = HostMemory::default();
-        assert_eq!(distances.bias(&memory, 2).unwrap(), [0.0, 3.0, 1.0, 0.0, 10.0, 13.0, 11.0, 10.0]);
+        assert_eq!(distances.bias(&memory, 2).unwrap(), [1.0, 0.0, 3.0, 11.0, 10.0, 13.0]);
         assert!(matches!(distances.bias(&memory, usize::MAX), Err(Error::OutOfHostMemory { .. })));
     }
 

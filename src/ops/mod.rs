@@ -134,7 +134,7 @@ pub enum Mask<'a, D: Device> {
     None,
     /// Keys up to and including the query's own position (CLIP).
     Causal,
-    /// All keys, plus `bias[head · S + query, key]` (T5's relative position bias, `[heads · S, S]`).
+    /// All keys, plus `bias[head, key - query + S - 1]` (T5's relative position bias, `[heads, 2 S - 1]`).
     Bias(&'a D::Tensor),
 }
 

@@ -192,7 +192,7 @@ impl Device for Shapes {
     fn attention(&self, qkv: &Shape, spec: Attention<'_, Self>) -> Result<Shape> {
         assert_eq!(qkv.cols % (3 * spec.heads), 0);
         if let Mask::Bias(bias) = spec.mask {
-            bias.assert(spec.heads * qkv.rows, qkv.rows);
+            bias.assert(spec.heads, 2 * qkv.rows - 1);
         }
         self.zeros(qkv.rows, qkv.cols / 3)
     }

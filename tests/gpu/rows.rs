@@ -71,7 +71,7 @@ struct AttentionCase {
 impl Case for AttentionCase {
     fn run<D: Device>(&self, dev: &D) -> Vec<f32> {
         let qkv = computed(dev, &self.qkv, 3 * self.heads * self.dim);
-        let bias = dev.upload(&self.bias, self.tokens).unwrap();
+        let bias = dev.upload(&self.bias, 2 * self.tokens - 1).unwrap();
         let mask = match self.mask {
             "bias" => Mask::Bias(&bias),
             "causal" => Mask::Causal,
@@ -98,7 +98,7 @@ pub(crate) fn attention(devices: &Devices) {
         ("none", 1, 80, 100),
     ] {
         let qkv = random.normals(tokens * 3 * heads * dim, 0.0, 1.0);
-        let bias = random.normals(heads * tokens * tokens, 0.0, 2.0);
+        let bias = random.normals(heads * (2 * tokens - 1), 0.0, 2.0);
         // bf16 probabilities and results.
         let name = format!("{mask} {heads} heads of {dim}, {tokens} tokens");
         devices.compare(&name, 6e-3, &AttentionCase { heads, tokens, dim, qkv, mask, bias });

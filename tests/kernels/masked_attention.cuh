@@ -20,7 +20,7 @@ __global__ void reference(MaskedAttentionParams p, float* out) {
         float dot = 0;
         for (int d = 0; d < p.dim; ++d) dot += __bfloat162float(q[d]) * __bfloat162float(k[d]);
         scores[j] =
-            dot * p.scale + (p.bias ? p.bias[(static_cast<size_t>(head) * p.tokens + row) * p.tokens + j] : 0.0f);
+            dot * p.scale + (p.bias ? p.bias[size_t(head) * (2 * p.tokens - 1) + j - row + p.tokens - 1] : 0.0f);
     }
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -59,7 +59,7 @@ inline void launch(const Entry& e, const MaskedAttentionParams& p) {
 inline void check(const Entry& e, int tokens, int heads, int dim) {
     const size_t count = size_t(tokens) * heads * dim, guard = 4096;
     Buffer<bf16> qkv(3 * count), out(count + guard);
-    Buffer<float> bias(size_t(heads) * tokens * tokens), expected(count);
+    Buffer<float> bias(heads * (2 * tokens - 1)), expected(count);
     fill(qkv, 31, 0, 1, tokens == 130 ? 0 : 61, dim);
     fill(bias, 32, 0, 2);
     for (int mask = 0; mask < 3; ++mask) {
@@ -88,7 +88,7 @@ inline void check(const Entry& e, int tokens, int heads, int dim) {
 
 inline void time(const Entry& e, int tokens, int heads, int dim, bool causal, bool with_bias, double ceiling) {
     Buffer<bf16> qkv(size_t(tokens) * heads * dim * 3), out(size_t(tokens) * heads * dim);
-    Buffer<float> bias(with_bias ? size_t(heads) * tokens * tokens : 1);
+    Buffer<float> bias(with_bias ? heads * (2 * tokens - 1) : 1);
     fill(qkv, 31, 0, 1);
     fill(bias, 32, 0, 2);
     MaskedAttentionParams p{qkv, out,    with_bias ? bias.data : nullptr, tokens, heads,

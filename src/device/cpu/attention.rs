@@ -49,7 +49,7 @@ pub(super) fn attention(on: &On<'_>, qkv: &Tensor, spec: &Spec<'_>) -> Result<Te
         let mut weights = [0.0; QUERIES];
         for ((m, scores), weight) in queries.clone().zip(scores.chunks_exact_mut(padded)).zip(&mut weights) {
             let keys = if spec.causal { m + 1 } else { rows };
-            let bias = spec.bias.map_or(&[][..], |b| b.row(head * rows + m));
+            let bias = spec.bias.map_or(&[][..], |b| &b.row(head)[rows - 1 - m..][..rows]);
             level.run(Softmax { scores, keys, scale: spec.scale, bias, weight });
         }
         let size = d.next_multiple_of(panel) * rows;

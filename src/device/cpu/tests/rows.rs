@@ -180,8 +180,8 @@ pub(super) fn attentions(level: Level) {
         let cpu = cpu(level, Profile::W4A8);
         let width = heads * d;
         let qkv = r.normals(rows * 3 * width, 1.0);
-        let bias = r.normals(heads * rows * rows, 1.0);
-        let (x, tb, tx) = (wide(&qkv), upload(&cpu, &bias, rows), upload(&cpu, &qkv, 3 * width));
+        let bias = r.normals(heads * (2 * rows - 1), 1.0);
+        let (x, tb, tx) = (wide(&qkv), upload(&cpu, &bias, 2 * rows - 1), upload(&cpu, &qkv, 3 * width));
         let scale = 2.0 / (d as f32).sqrt();
         for mask in [Mask::None, Mask::Causal, Mask::Bias(&tb)] {
             let mut want = vec![0.0; rows * width];
@@ -191,8 +191,11 @@ pub(super) fn attentions(level: Level) {
                 let p: Vec<f64> = (0..keys)
                     .map(|j| {
                         let s = part(m, 0).iter().zip(part(j, 1)).map(|(q, k)| q * k).sum::<f64>();
-                        let bias =
-                            if matches!(mask, Mask::Bias(_)) { bias[(h * rows + m) * rows + j] } else { 0.0 };
+                        let bias = if matches!(mask, Mask::Bias(_)) {
+                            bias[h * (2 * rows - 1) + j + rows - 1 - m]
+                        } else {
+                            0.0
+                        };
                         (s * f64::from(scale) + f64::from(bias)).exp()
                     })
                     .collect();
