@@ -17,21 +17,29 @@ pub(super) fn table(
     text_rows: usize,
     grid: [usize; 2],
 ) -> Result<Buf<f32>> {
-    let text = std::iter::repeat_n([0, 0, 0], text_rows);
-    let image = (0..grid[0]).flat_map(|row| (0..grid[1]).map(move |column| [0, row, column]));
     let tokens = text_rows + grid[0] * grid[1];
     let what = format_args!("the positions of {tokens} tokens");
     let mut table = Buf::zeroed(memory, tokens * axes.iter().sum::<usize>(), what)?;
-    let mut pairs = table.as_chunks_mut::<2>().0.iter_mut();
+    // Tokens share few positions on an axis.
+    let turns: Vec<Vec<f32>> = axes.iter().zip([1, grid[0].max(1), grid[1].max(1)]).map(turns).collect();
+    let text = std::iter::repeat_n([0, 0, 0], text_rows);
+    let image = (0..grid[0]).flat_map(|row| (0..grid[1]).map(move |column| [0, row, column]));
+    let mut rest = &mut table[..];
     for positions in text.chain(image) {
-        for (&dim, position) in axes.iter().zip(positions) {
-            for (j, pair) in pairs.by_ref().take(dim / 2).enumerate() {
-                let angle = position as f64 * THETA.powf(-2.0 * j as f64 / dim as f64);
-                *pair = [angle.cos() as f32, angle.sin() as f32];
-            }
+        for ((&dim, position), turns) in axes.iter().zip(positions).zip(&turns) {
+            let (pairs, others) = rest.split_at_mut(dim);
+            pairs.copy_from_slice(&turns[position * dim..][..dim]);
+            rest = others;
         }
     }
     Ok(table)
+}
+
+/// `[positions, dim]`: `cos, sin` of each pair of channels of an axis.
+fn turns((&dim, positions): (&usize, usize)) -> Vec<f32> {
+    let frequencies: Vec<f64> = (0..dim / 2).map(|j| THETA.powf(-2.0 * j as f64 / dim as f64)).collect();
+    let angles = (0..positions).flat_map(|at| frequencies.iter().map(move |frequency| at as f64 * frequency));
+    angles.flat_map(|angle| [angle.cos() as f32, angle.sin() as f32]).collect()
 }
 
 #[cfg(test)]
