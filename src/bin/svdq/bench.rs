@@ -128,6 +128,9 @@ fn measure_size(
     let (mut first_step, mut parts) = (None, Parts::default());
     for run in 0..=runs {
         let mut image = ImageMut::new(&mut pixels, PixelFormat::Rgb8, params.width, params.height, 0, false)?;
+        // The prompt of the picture before would not be encoded again.
+        let prompt = format!("{} {run}", params.prompt);
+        let params = GenerateParams { prompt: &prompt, ..params.clone() };
         let begin = Instant::now();
         let timings = model.generate(&params, &mut image, &mut |progress| {
             if matches!(progress, Progress::Denoise { .. }) {
