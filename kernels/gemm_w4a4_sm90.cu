@@ -8,8 +8,9 @@
 //
 //   x   [m, k], w [n, k]  codes
 //   xs  [k/64, m]
-//   ws  [n/128][k/64][128], as unpack_w4a4_sm90 leaves them: in Nunchaku's order
-//   next_scales [n/64, m]
+//   scales       w's: [n/128, k/64, 128] floats, as unpack_w4a4_sm90 leaves them: in Nunchaku's order; box 2 x 2 x 128,
+//                not swizzled
+//   next_scales  [n/64, m]
 // n is a multiple of 128.
 #include "common/linear_sm90.cuh"
 
@@ -22,18 +23,8 @@ struct Format {
     // Of two groups, for two blocks of 128 columns.
     static constexpr int BLOCK_BYTES = 2 * 128 * 4, SCALE_BYTES = 2 * BLOCK_BYTES;
 
-    // The scales of a block's groups from channel `k` on: 1 or 2 times 128.
-    static __device__ __forceinline__ u32 block_bytes(const GemmParams& p, int k) {
-        return min(2, (p.k - k) / GROUP) * 128 * 4;
-    }
-    static __device__ __forceinline__ u32 scale_bytes(const GemmParams& p, int k) { return 2 * block_bytes(p, k); }
-
     static __device__ __forceinline__ void load_scales(u32 to, u32 bar, const GemmParams& p, int k, int n0) {
-        for (int block = 0; block < 2; ++block) {
-            // Past the last column the last block stands in: what it scales is never written.
-            const long long at = min(n0 / 128 + block, p.n / 128 - 1);
-            sm90::load_1d(to + block * BLOCK_BYTES, p.ws + (at * p.k + k) / GROUP * 128, bar, block_bytes(p, k));
-        }
+        sm90::load_3d(to, p.scales, bar, 0, k / GROUP, n0 / 128);
     }
 
     static __device__ __forceinline__ void product(float (&v)[128], Consumer<Format>& c, const GemmParams& p, int row0,

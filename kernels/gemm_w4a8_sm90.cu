@@ -16,7 +16,6 @@ template <int COLUMNS, bool Blocked>
 struct Format {
     static constexpr int BN = COLUMNS, PIECE = BN, DOWN_PIECE = 64, SCALE_BYTES = 0;
 
-    static __device__ __forceinline__ u32 scale_bytes(const GemmParams&, int) { return 0; }
     static __device__ __forceinline__ void load_scales(u32, u32, const GemmParams&, int, int) {}
 
     static __device__ __forceinline__ void multiply_slot(int (&acc)[BN / 2], u32 x, u32 w, bool first) {

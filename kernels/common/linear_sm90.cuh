@@ -11,14 +11,14 @@
 // A `Format` says what the numbers are:
 //   BN, PIECE     columns of a tile, and those to which the low-rank branch is added at once
 //   DOWN_PIECE    ranks that GELU projects down to at once
-//   SCALE_BYTES   what load_scales needs of a slot
-//   load_scales   begins to load the scales that go with 128 channels, and gives their bytes
+//   SCALE_BYTES   of the scales that go with 128 channels, which have a place in a slot; 0 if there are none
+//   load_scales   begins to load these
 //   product       the tile's products, scaled, plus the bias
 //   quantise      codes results for the next linear
 //
 // Launch with 384 threads, Shape<Format>::SMEM_BYTES of shared memory and twice as many CTAs as there are pairs of
 // tiles, at most one an SM. k is a multiple of 64, n of 64 (QKV: of 384), ranks of 16, with 0 for none; pointers are
-// aligned to 16 bytes. All tensor maps fill with zeros, have rows without gaps, and swizzle 128 bytes.
+// aligned to 16 bytes. All tensor maps fill with zeros, have rows without gaps, and but for scales swizzle 128 bytes.
 #pragma once
 
 #include "epilogue_sm90.cuh"
@@ -32,6 +32,7 @@ struct GemmParams {
     TensorMap w;          // wq [n, k], bytes; box BN/2 rows x 128
     TensorMap lora;       // [m, rank] bf16; box 128 rows x 64
     TensorMap out;        // STORE, QKV, ADD: [m, n] bf16; box 64 rows x 64. GELU: codes [m, n], bytes; box 64 rows x 128
+    TensorMap scales;     // the format's, if it has any in a slot
     const float* xs;      // the format's
     const float* ws;      // the format's
     const bf16* bias;     // [n]
@@ -86,6 +87,7 @@ struct Producer {
     // Waits for the next slot.
     __device__ u32 open() {
         sm90::barrier_wait(empty + 8 * ring.stage, ring.parity ^ 1);
+        if constexpr (Format::SCALE_BYTES > 0) sm90::fence_async();  // after the loads of scales that were there
         return slots + ring.stage * S::SLOT_BYTES;
     }
     // What copies into it complete on.
@@ -111,7 +113,7 @@ __device__ __forceinline__ void produce(const GemmParams& p, u32 slots, u32 full
             sm90::load_2d(slot, p.x, bar, k, m0);
             sm90::load_2d_multicast(w + rank * (S::W_BYTES / 2), p.w, bar, k, n0 + rank * (S::BN / 2), 0b11);
             Format::load_scales(w + S::W_BYTES, bar, p, k, n0);
-            producer.close(S::X_BYTES + S::W_BYTES + Format::scale_bytes(p, k));
+            producer.close(S::SLOT_BYTES);
         }
         low_rank::load_up<S::BN>(p, producer, m0, n0, rank);
         if constexpr (E == GELU) low_rank::load_down(p, producer, S::X_BYTES, n0, rank);

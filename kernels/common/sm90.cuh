@@ -77,11 +77,12 @@ __device__ __forceinline__ void load_2d_multicast(u32 dst, const TensorMap& map,
         : "memory");
 }
 
-// Loads `bytes` that lie together, a multiple of 16.
-__device__ __forceinline__ void load_1d(u32 dst, const void* src, u32 bar, u32 bytes) {
+// Loads the box at column `x`, row `y`, plane `z`; elements outside of the tensor become zero.
+__device__ __forceinline__ void load_3d(u32 dst, const TensorMap& map, u32 bar, int x, int y, int z) {
     asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst),
-        "l"(src), "r"(bytes), "r"(bar)
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
+        "[%5];" ::"r"(dst),
+        "l"(&map), "r"(x), "r"(y), "r"(z), "r"(bar)
         : "memory");
 }
 
@@ -110,7 +111,8 @@ __device__ __forceinline__ void store_wait_read() {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(Pending) : "memory");
 }
 
-// Orders this thread's ordinary writes to shared memory before later reads by the copy engine or the tensor cores.
+// Orders this thread's ordinary accesses to shared memory, and those that it has waited for, before later ones by the copy
+// engine or the tensor cores.
 __device__ __forceinline__ void fence_async() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

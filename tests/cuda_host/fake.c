@@ -298,12 +298,13 @@ R cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *base, const u
                          const uint32_t *box, const uint32_t *steps, int interleave, int swizzle, int promotion, int fill) {
     ENTER();
     (void)promotion, (void)fill, (void)steps;
-    unsigned bytes = type == 9 ? 2 : 1;
-    if ((uintptr_t)map % 64 || rank != 2 || (uintptr_t)base % 16 || !sizes[0] || !sizes[1] || strides[0] % 16) return refuse(INVALID_VALUE);
-    /* Boxes of 128 bytes a row, swizzled over all of it. */
-    if (box[0] * bytes != 128 || swizzle != 3) return refuse(INVALID_VALUE);
-    if (!box[1] || box[1] > 256 || interleave) return refuse(INVALID_VALUE);
-    return inside((P)(uintptr_t)base, strides[0] * sizes[1]) ? INVALID_VALUE : OK;
+    unsigned bytes = type == 9 ? 2 : type == 7 ? 4 : 1;
+    if ((uintptr_t)map % 64 || rank < 2 || rank > 3 || (uintptr_t)base % 16 || interleave) return refuse(INVALID_VALUE);
+    for (unsigned i = 0; i < rank; i++)
+        if (!sizes[i] || !box[i] || box[i] > 256 || (i && strides[i - 1] % 16)) return refuse(INVALID_VALUE);
+    /* Boxes of 128 bytes a row, swizzled over all of it; scales lie as they are. */
+    if (type == 7 ? swizzle || box[0] * bytes % 16 : box[0] * bytes != 128 || swizzle != 3) return refuse(INVALID_VALUE);
+    return inside((P)(uintptr_t)base, strides[rank - 2] * sizes[rank - 1]) ? INVALID_VALUE : OK;
 }
 
 __attribute__((destructor)) static void report(void) {

@@ -62,7 +62,10 @@ struct Data {
         set_up(p.parts, c.parts, up.data, c.n, 128), set_down(p.next_parts, c.next_parts, down.data, c.n, 64);
         p.rank = c.rank(), p.next_rank = c.next_rank();
         p.out = c.epilogue == GELU4 ? map_bytes(codes, c.m, c.n, 64) : map_bf16(out, c.m, c.n, 64);
-        p.xs = xs, p.ws = ws, p.bias = bias, p.columns = columns, p.reciprocal = reciprocal,
+        const u64 groups = c.k / 64, blocks = c.n / 128;
+        p.scales = tensor_map(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, ws, {128, groups, blocks}, {512, groups * 512}, {128, 2, 2},
+                              CU_TENSOR_MAP_SWIZZLE_NONE);
+        p.xs = xs, p.bias = bias, p.columns = columns, p.reciprocal = reciprocal,
         p.rope = reinterpret_cast<const u32*>(rope.data);
         p.next_scales = next_scales, p.next_lora = next_lora, p.next_slots = (c.n + 255) / 256;
         p.m = c.m, p.n = c.n, p.k = c.k;

@@ -116,8 +116,9 @@ void fill(const Buffer<T>& b, u32 seed, float mean, float deviation, int outlier
 // ---- tensor maps
 // ------------------------------------------------------------------------------------------------------
 
-inline TensorMap tensor_map(CUtensorMapDataType type, int element_bytes, const void* data, u64 rows, u64 columns,
-                            u32 box_rows, u32 box_columns, u64 pitch = 0,
+// Of a tensor of `sizes` elements, the innermost first, with `strides` bytes between those of each other dimension.
+inline TensorMap tensor_map(CUtensorMapDataType type, const void* data, const std::vector<cuuint64_t>& sizes,
+                            const std::vector<cuuint64_t>& strides, const std::vector<cuuint32_t>& box,
                             CUtensorMapSwizzle swizzle = CU_TENSOR_MAP_SWIZZLE_128B) {
     static auto encode = [] {
         void* f = nullptr;
@@ -127,24 +128,23 @@ inline TensorMap tensor_map(CUtensorMapDataType type, int element_bytes, const v
     }();
     TensorMap map;
     static_assert(sizeof(map) == sizeof(CUtensorMap));
-    cuuint64_t size[2] = {columns, rows}, stride[1] = {(pitch ? pitch : columns) * element_bytes};
-    cuuint32_t box[2] = {box_columns, box_rows}, step[2] = {1, 1};
-    CUresult r = encode(reinterpret_cast<CUtensorMap*>(&map), type, 2, const_cast<void*>(data), size, stride, box, step,
-                        CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    const std::vector<cuuint32_t> step(sizes.size(), 1);
+    CUresult r = encode(reinterpret_cast<CUtensorMap*>(&map), type, sizes.size(), const_cast<void*>(data), sizes.data(),
+                        strides.data(), box.data(), step.data(), CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (r != CUDA_SUCCESS) {
-        std::printf("FAILED cuTensorMapEncodeTiled: %d (%llu x %llu, box %u x %u)\n", r, rows, columns, box_rows,
-                    box_columns);
+        std::printf("FAILED cuTensorMapEncodeTiled: %d (%llu x %llu, box %u x %u)\n", r, u64(sizes[1]), u64(sizes[0]),
+                    box[1], box[0]);
         std::exit(1);
     }
     return map;
 }
 
 inline TensorMap map_bf16(const void* data, u64 rows, u64 columns, u32 box_rows) {
-    return tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, data, rows, columns, box_rows, 64);
+    return tensor_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, data, {columns, rows}, {2 * columns}, {64, box_rows});
 }
 inline TensorMap map_bytes(const void* data, u64 rows, u64 columns, u32 box_rows) {
-    return tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, data, rows, columns, box_rows, 128);
+    return tensor_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, data, {columns, rows}, {columns}, {128, box_rows});
 }
 
 // ---- determinism

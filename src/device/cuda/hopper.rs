@@ -41,21 +41,45 @@ impl TensorMap {
         let sizes = [matrix.cols as u64, matrix.rows as u64];
         let strides = [matrix.cols as u64 * bytes];
         let tile = [128 / bytes as u32, box_rows];
+        Self::encode(context, element, matrix.at, sizes, &strides, tile, Swizzle::CU_TENSOR_MAP_SWIZZLE_128B)
+    }
+
+    /// Of the group scales `[n/128, k/64, 128]` f32, for two groups in two blocks of columns at a time.
+    fn group_scales(context: &Context, at: u64, [n, k]: [usize; 2]) -> Result<Self> {
+        let sizes = [128, k as u64 / 64, n as u64 / 128];
+        let strides = [128 * 4, sizes[1] * 128 * 4];
+        let element = TensorMapType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+        Self::encode(context, element, at, sizes, &strides, [128, 2, 2], Swizzle::CU_TENSOR_MAP_SWIZZLE_NONE)
+    }
+
+    /// Of a tensor of so many elements along each dimension, the innermost first, with `strides` bytes from one to the next
+    /// along the others.
+    fn encode<const D: usize>(
+        context: &Context,
+        element: TensorMapType,
+        at: u64,
+        sizes: [u64; D],
+        strides: &[u64],
+        tile: [u32; D],
+        swizzle: Swizzle,
+    ) -> Result<Self> {
+        assert_eq!(strides.len(), D - 1, "the innermost elements have no gaps");
         let mut map = TensorMap([0; 16]);
         let _current = context.enter()?;
-        // SAFETY: describes memory without touching it; a map is 128 bytes at a multiple of 64.
+        // SAFETY: describes memory without touching it; the arrays are as long as the driver reads them; a map is 128 bytes
+        // at a multiple of 64.
         let code = unsafe {
             context.api.cuTensorMapEncodeTiled(
                 std::ptr::from_mut(&mut map).cast::<CUtensorMap>(),
                 element,
-                2,
-                matrix.at as *mut _,
+                D as u32,
+                at as *mut _,
                 sizes.as_ptr(),
                 strides.as_ptr(),
                 tile.as_ptr(),
-                [1, 1].as_ptr(),
+                [1; D].as_ptr(),
                 Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                Swizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                swizzle,
                 Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )
@@ -133,6 +157,7 @@ struct GemmParams {
     w: TensorMap,
     lora: TensorMap,
     out: TensorMap,
+    scales: TensorMap,
     xs: u64,
     ws: u64,
     bias: u64,
@@ -380,11 +405,16 @@ impl Kernels {
         let w_map = map(w.codes.at(), n, k, false, box_w)?;
         let rank = low_rank::rank(w.parts);
         let lora = if rank == 0 { x_map } else { map(x.lora.at(), m, rank, true, 128)? };
+        let scales = match w.profile {
+            Profile::W4A4 => TensorMap::group_scales(&self.context, w.scales.at(), [n, k])?,
+            _ => NONE,
+        };
         let mut params = GemmParams {
             x: x_map,
             w: w_map,
             lora,
             out: x_map,
+            scales,
             parts: up_maps(&self.context, w.parts, columns)?,
             next_parts: down_maps(&self.context, &[], n, |_, _| SLOT_RANKS)?,
             xs: x.scales.at(),
