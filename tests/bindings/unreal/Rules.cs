@@ -54,8 +54,11 @@ namespace UnrealBuildTool
 		public List<string> PublicRuntimeLibraryPaths = new List<string>();
 		public List<string> PublicDependencyModuleNames = new List<string>();
 		public List<string> PrivateDependencyModuleNames = new List<string>();
+		public List<string> PrivateIncludePathModuleNames = new List<string>();
+		public List<string> ThirdParty = new List<string>();
 		public RuntimeDependencyList RuntimeDependencies = new RuntimeDependencyList();
 		public ModuleRules(ReadOnlyTargetRules Target) {}
+		public void AddEngineThirdPartyPrivateStaticDependencies(ReadOnlyTargetRules Target, params string[] Names) { ThirdParty.AddRange(Names); }
 	}
 }
 
@@ -92,6 +95,8 @@ static class Program
 		Say("ship", Rules.RuntimeDependencies.Files);
 		Say("module", Rules.PublicDependencyModuleNames);
 		Say("module", Rules.PrivateDependencyModuleNames);
+		Say("headers", Rules.PrivateIncludePathModuleNames);
+		Say("engine", Rules.ThirdParty);
 		return 0;
 	}
 }

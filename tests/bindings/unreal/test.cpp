@@ -1,9 +1,11 @@
 // Runs the plug-in as an engine would: frames on the game thread, nodes, worlds that end, collections.
-// test MODEL_FOLDER; on the stubs' Windows: test, where the library is missing.
+// test MODEL_FOLDER. On the stubs' Windows the library is missing at first.
 
 #include "Containers/Ticker.h"
 #include "Engine/Engine.h"
 #include "Engine/Texture2D.h"
+#include "HAL/PlatformProcess.h"
+#include "IVulkanDynamicRHI.h"
 #include "Modules/ModuleManager.h"
 #include "SVDQGenerateImage.h"
 #include "SVDQSettings.h"
@@ -11,9 +13,15 @@
 
 #include "svdq.hpp"
 
+#if PLATFORM_WINDOWS
+#include <d3d12.h>
+#endif
+
 #include <chrono>
 #include <cstdio>
 #include <thread>
+
+#include <dlfcn.h>
 
 #undef check
 #define CHECK(condition)                                                            \
@@ -25,6 +33,20 @@
 			std::exit(EXIT_FAILURE);                                                \
 		}                                                                           \
 	} while (false)
+
+/** With what the newest context was to be made. */
+static svdq_context_params Asked;
+
+/** Stands before the library's, which computes on the CPU whatever was asked for. */
+extern "C" svdq_result svdq_context_create(const svdq_context_params* Params, svdq_context** Out)
+{
+	const auto Create = reinterpret_cast<decltype(&svdq_context_create)>(dlsym(RTLD_NEXT, "svdq_context_create"));
+	Asked = *Params;
+	svdq_context_params OnCpu = *Params;
+	OnCpu.device_select = SVDQ_DEVICE_CPU;
+	std::memset(OnCpu.device_id, 0, sizeof OnCpu.device_id);
+	return Create(&OnCpu, Out);
+}
 
 namespace
 {
@@ -55,6 +77,7 @@ namespace
 		int32 Failed = 0;
 		float Fraction = 0.0f;
 		bool bLoading = false;
+		bool bLoadingLoras = false;
 		UTexture2D* Image = nullptr;
 		ESVDQError Error = ESVDQError::None;
 		std::string Message;
@@ -70,6 +93,7 @@ namespace
 					bLoading = true;
 					return;
 				}
+				bLoadingLoras |= Phase == ESVDQPhase::LoadingLoras;
 				CHECK(Now >= Fraction && Now <= 1.0f);
 				Fraction = Now;
 				if (Preview)
@@ -92,6 +116,7 @@ namespace
 			});
 		}
 		bool Finished() const { return Completed + Failed > 0; }
+		const std::vector<uint8>& Bytes() const { return Image->GetPlatformData()->Mips[0].BulkData.Bytes; }
 	};
 
 	USVDQSubsystem& Subsystem() { return *GEngine->GetEngineSubsystem<USVDQSubsystem>(); }
@@ -122,15 +147,28 @@ namespace
 		return Heard;
 	}
 
-	/** The picture of Request(2), made without the plug-in. */
-	std::vector<uint8> Expected(const char* Model)
+	FString LoraOf(const char* Model) { return FString(UTF8_TO_TCHAR((std::string(Model) + "/lora/pocket-green.safetensors").c_str())); }
+
+	/** The picture of Request(2) with a LoRA and from an image of half strength, made without the plug-in. */
+	std::vector<uint8> Expected(const char* Model, float Strength = 0.0f, const TArray<FColor>& Init = TArray<FColor>())
 	{
-		svdq::Context Context = svdq::Context::create(svdq::ContextParams().use_cpu()).value();
+		svdq::ModelParams What(Model);
+		What.flags = SVDQ_MODEL_IMAGE_INPUT;
+		const svdq::Model Loaded = svdq::Context::create().value().load(What).value();
+		const svdq::Lora Lora = Loaded.load_lora(StubUtf8(*LoraOf(Model))).value();
 		svdq::GenerateParams Params(StubUtf8(*Request(2).Prompt));
 		Params.steps = 2;
 		Params.seed = 7;
+		if (Strength != 0.0f)
+		{
+			Params.loras.add(Lora, Strength);
+		}
+		if (Init.Num() > 0)
+		{
+			Params.start_from(svdq::Image::readable(Init.GetData(), 128 * 128 * 4, 128, 128, SVDQ_FORMAT_BGRA8), 0.5f);
+		}
 		std::vector<uint8> Pixels(128 * 128 * 4);
-		Context.load(Model).value().generate(Params, svdq::Image::of(Pixels, 128, 128, SVDQ_FORMAT_BGRA8)).value();
+		Loaded.generate(Params, svdq::Image::of(Pixels, 128, 128, SVDQ_FORMAT_BGRA8)).value();
 		return Pixels;
 	}
 
@@ -178,7 +216,7 @@ namespace
 		Heard = RunToTheEnd(World, What);
 		CHECK(Heard.Completed == 1 && !Heard.bLoading);
 		CHECK(Heard.Image->SizeX == 128 && Heard.Image->SizeY == 128 && Heard.Image->SRGB && Heard.Image->Updates == 1);
-		CHECK(Heard.Image->GetPlatformData()->Mips[0].BulkData.Bytes == Pixels);
+		CHECK(Heard.Bytes() == Pixels);
 
 		// the node has finished: nothing holds it
 		GEngine->CollectGarbage();
@@ -226,6 +264,88 @@ namespace
 		CHECK(Heard.Failed == 1 && Heard.Error == ESVDQError::InvalidRequest);
 	}
 
+	void Loras(UWorld* World, const char* Model)
+	{
+		const std::vector<uint8> Pixels = Expected(Model, 0.5f);
+		CHECK(Pixels != Expected(Model));
+		FSVDQRequest What = Request(2);
+		What.Loras.Add(FSVDQLora());
+		What.Loras[0].Path = LoraOf(Model);
+		What.Loras[0].Strength = 0.5f;
+		FHeard Heard = RunToTheEnd(World, What);
+		CHECK(Heard.Completed == 1 && Heard.bLoadingLoras && Heard.Bytes() == Pixels);
+		Heard = RunToTheEnd(World, What);
+		CHECK(Heard.Completed == 1 && !Heard.bLoadingLoras && Heard.Bytes() == Pixels);
+		What.Loras[0].Strength = 1.0f;
+		CHECK(RunToTheEnd(World, What).Bytes() == Expected(Model, 1.0f));
+		Subsystem().UnloadLoras();
+		CHECK(RunToTheEnd(World, What).bLoadingLoras);
+
+		// one of two is missing, every time
+		What.Loras.Add(FSVDQLora());
+		What.Loras[1].Path = FString(TEXT("missing.safetensors"));
+		for (int32 Time = 0; Time < 2; ++Time)
+		{
+			Heard = RunToTheEnd(World, What);
+			CHECK(Heard.Failed == 1 && Heard.Error == ESVDQError::ModelFiles);
+			CHECK(Heard.Message.find("/project/missing.safetensors") != std::string::npos);
+		}
+		// the same twice
+		What.Loras[1].Path = What.Loras[0].Path;
+		CHECK(RunToTheEnd(World, What).Error == ESVDQError::InvalidRequest);
+	}
+
+	/** The LoRAs are dropped, or more, in the event that says that they are being loaded. */
+	template <class F>
+	FHeard WhileLorasLoad(UWorld* World, const char* Model, const F& Function)
+	{
+		Subsystem().UnloadLoras();
+		FSVDQRequest What = Request(2);
+		What.Loras.Add(FSVDQLora());
+		What.Loras[0].Path = LoraOf(Model);
+		FHeard Heard;
+		bool bDone = false;
+		Run(World, What, Heard)->OnProgress.Add([&](UTexture2D*, float, ESVDQPhase Phase, ESVDQError, FText)
+		{
+			if (Phase == ESVDQPhase::LoadingLoras)
+			{
+				Function();
+				bDone = true;
+			}
+		});
+		FramesUntil([&]() { return Heard.Finished() || (bDone && !GEngine->GetEngineSubsystem<USVDQSubsystem>()); });
+		CHECK(bDone);
+		return Heard;
+	}
+
+	void DroppedLoras(UWorld* World, const char* Model)
+	{
+		FHeard Heard = WhileLorasLoad(World, Model, []() { Subsystem().UnloadLoras(); });
+		CHECK(Heard.Completed == 1 && Heard.Bytes() == Expected(Model, 1.0f));
+		Heard = WhileLorasLoad(World, Model, []() { Subsystem().UnloadModel(); });
+		CHECK(Heard.Failed == 1 && Heard.Error == ESVDQError::Cancelled);
+	}
+
+	void FromAnImage(UWorld* World, const char* Model)
+	{
+		FSVDQRequest What = Request(2);
+		What.InitStrength = 0.5f;
+		for (int32 Index = 0; Index < 128 * 128; ++Index)
+		{
+			What.InitPixels.Add(FColor{static_cast<uint8>(Index), static_cast<uint8>(Index / 128), 90, 0});
+		}
+		FHeard Heard = RunToTheEnd(World, What);
+		CHECK(Heard.Failed == 1 && Heard.Error == ESVDQError::InvalidRequest);
+
+		GetMutableDefault<USVDQSettings>()->bStartFromImages = true;
+		Subsystem().UnloadModel();
+		Heard = RunToTheEnd(World, What);
+		CHECK(Heard.Completed == 1 && Heard.Bytes() == Expected(Model, 0.0f, What.InitPixels));
+		What.InitPixels.RemoveAt(0);
+		Heard = RunToTheEnd(World, What);
+		CHECK(Heard.Failed == 1 && Heard.Error == ESVDQError::InvalidRequest && Heard.Message.find("InitPixels") != std::string::npos);
+	}
+
 	void WorldEnds(UWorld* World, const std::vector<uint8>& Pixels)
 	{
 		UWorld* Other = NewObject<UWorld>();
@@ -244,7 +364,7 @@ namespace
 		CHECK(!StubObjects().count(Node) && StubObjects().count(Next));
 		FramesUntil([&Chained]() { return Chained.Finished(); });
 		CHECK(!Ending.Finished() && Staying.Completed == 1 && Chained.Completed == 1);
-		CHECK(Chained.Image->GetPlatformData()->Mips[0].BulkData.Bytes == Pixels);
+		CHECK(Chained.Bytes() == Pixels);
 
 		// a world that ends in an event of its own node
 		UWorld* Short = NewObject<UWorld>();
@@ -276,11 +396,11 @@ namespace
 
 		CHECK(Subsystem().SetMemoryBudget(0));
 		const FHeard Again = RunToTheEnd(World, Request(2));
-		CHECK(Again.bLoading && Again.Image->GetPlatformData()->Mips[0].BulkData.Bytes == Pixels);
+		CHECK(Again.bLoading && Again.Bytes() == Pixels);
 	}
 
-	/** The engine ends while a node runs, while one waits for the model, and while the context is being made. */
-	void EngineEnds(UWorld* World)
+	/** The engine ends while a node runs, while one waits for the model or a LoRA, and while the context is being made. */
+	void EngineEnds(UWorld* World, const char* Model)
 	{
 		FHeard Running;
 		Run(World, Request(1000), Running);
@@ -302,9 +422,64 @@ namespace
 			CHECK(Waiting.Failed == 0);
 		}
 		GEngine->Start<USVDQSubsystem>();
+		CHECK(!WhileLorasLoad(World, Model, []() { GEngine->Stop(); }).Finished());
+		GEngine->Start<USVDQSubsystem>();
 		CHECK(RunToTheEnd(World, Request(2)).Completed == 1);
 		GEngine->Stop();
 		CHECK(!Logged("still runs"));
+	}
+
+	struct FVulkan final : public IVulkanDynamicRHI
+	{
+		virtual ERHIInterfaceType GetInterfaceType() const override { return ERHIInterfaceType::Vulkan; }
+		virtual void* RHIGetNativeDevice() override { return nullptr; }
+		virtual const uint8* RHIGetVulkanDeviceUUID() const override { return reinterpret_cast<const uint8*>("0123456789abcdef"); }
+	};
+
+	struct FOpenGl final : public FDynamicRHI
+	{
+		virtual ERHIInterfaceType GetInterfaceType() const override { return ERHIInterfaceType::OpenGL; }
+		virtual void* RHIGetNativeDevice() override { return nullptr; }
+	};
+
+#if PLATFORM_WINDOWS
+	struct FDirect3d final : public FDynamicRHI, public ID3D12Device
+	{
+		virtual ERHIInterfaceType GetInterfaceType() const override { return ERHIInterfaceType::D3D12; }
+		virtual void* RHIGetNativeDevice() override { return static_cast<ID3D12Device*>(this); }
+		virtual LUID GetAdapterLuid() override { return {0x33323130, 0x37363534}; }
+	};
+#endif
+
+	/** A context is made while the engine draws with this. */
+	void MakeContext(UWorld* World, FDynamicRHI* Renderer)
+	{
+		GDynamicRHI = Renderer;
+		GetMutableDefault<USVDQSettings>()->Device = ESVDQDevice::Renderer;
+		GEngine->Start<USVDQSubsystem>();
+		CHECK(RunToTheEnd(World, Request(1)).Completed == 1);
+		GEngine->Stop();
+		GDynamicRHI = nullptr;
+	}
+
+	void TheRenderersGpu(UWorld* World)
+	{
+		FVulkan Vulkan;
+		MakeContext(World, &Vulkan);
+		CHECK(Asked.device_select == SVDQ_DEVICE_UUID && std::memcmp(Asked.device_id, "0123456789abcdef", 16) == 0);
+#if PLATFORM_WINDOWS
+		FDirect3d Direct3d;
+		MakeContext(World, &Direct3d);
+		CHECK(Asked.device_select == SVDQ_DEVICE_LUID && std::memcmp(Asked.device_id, "01234567\0\0\0\0\0\0\0\0", 16) == 0);
+#endif
+		CHECK(!Logged("the renderer is not"));
+		FOpenGl OpenGl;
+		for (FDynamicRHI* Renderer : {static_cast<FDynamicRHI*>(&OpenGl), static_cast<FDynamicRHI*>(nullptr)})
+		{
+			StubLog().clear();
+			MakeContext(World, Renderer);
+			CHECK(Asked.device_select == SVDQ_DEVICE_BEST && Logged("LogSVDQ Warning: the renderer is not"));
+		}
 	}
 
 	void MissingLibrary(UWorld* World)
@@ -325,15 +500,19 @@ namespace
 		Previews(World);
 		Cancelled(World);
 		Impossible(World);
+		Loras(World, Model);
+		DroppedLoras(World, Model);
+		FromAnImage(World, Model);
 		WorldEnds(World, Pixels);
 		Unloaded(World, Pixels);
-		EngineEnds(World);
+		EngineEnds(World, Model);
+		TheRenderersGpu(World);
 	}
 }
 
 int main(int Count, char** Arguments)
 {
-	CHECK(Count == (PLATFORM_WINDOWS ? 1 : 2));
+	CHECK(Count == 2);
 	GEngine = new UEngine();
 	StubModule()->StartupModule();
 	UWorld* World = NewObject<UWorld>();
@@ -345,6 +524,10 @@ int main(int Count, char** Arguments)
 	if (PLATFORM_WINDOWS)
 	{
 		MissingLibrary(World);
+		FPlatformProcess::bStubLibraryFound = true;
+		StubModule()->StartupModule();
+		Settings->ModelPath = FString(UTF8_TO_TCHAR(Arguments[1]));
+		TheRenderersGpu(World);
 	}
 	else
 	{

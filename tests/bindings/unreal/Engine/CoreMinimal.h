@@ -57,6 +57,7 @@ public:
 	const TCHAR* operator*() const { return Text.c_str(); }
 	bool IsEmpty() const { return Text.empty(); }
 	bool operator==(const FString& Other) const { return Text == Other.Text; }
+	bool operator!=(const FString& Other) const { return Text != Other.Text; }
 
 	std::u16string Text;
 };
@@ -102,7 +103,9 @@ class TArray
 public:
 	int32 Num() const { return static_cast<int32>(Items.size()); }
 	T& operator[](int32 Index) { check(Index >= 0 && Index < Num()); return Items[static_cast<std::size_t>(Index)]; }
+	const T* GetData() const { return Items.data(); }
 	void Add(T Item) { Items.push_back(std::move(Item)); }
+	void RemoveAt(int32 Index) { check(Index >= 0 && Index < Num()); Items.erase(Items.begin() + Index); }
 	void Empty() { Items.clear(); }
 	template <class U>
 	bool Contains(const U& Item) const { return std::find(Items.begin(), Items.end(), Item) != Items.end(); }
@@ -115,11 +118,21 @@ public:
 		Items.erase(std::remove_if(Items.begin(), Items.end(), Function), Items.end());
 		return Before - Num();
 	}
+	typename std::vector<T>::iterator begin() { return Items.begin(); }
+	typename std::vector<T>::iterator end() { return Items.end(); }
 	typename std::vector<T>::const_iterator begin() const { return Items.begin(); }
 	typename std::vector<T>::const_iterator end() const { return Items.end(); }
 
 private:
 	std::vector<T> Items;
+};
+
+struct FColor
+{
+	uint8 B;
+	uint8 G;
+	uint8 R;
+	uint8 A;
 };
 
 template <class T>
@@ -137,8 +150,8 @@ public:
 private:
 	std::shared_ptr<T> Pointer;
 };
-template <class T>
-TSharedPtr<T> MakeShared() { return TSharedPtr<T>(std::make_shared<T>()); }
+template <class T, class... A>
+TSharedPtr<T> MakeShared(A&&... Arguments) { return TSharedPtr<T>(std::make_shared<T>(std::forward<A>(Arguments)...)); }
 
 // ---- objects ----
 

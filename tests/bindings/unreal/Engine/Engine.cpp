@@ -1,6 +1,7 @@
 // The parts of the stubs that are not in headers.
 
 #include "Containers/Ticker.h"
+#include "DynamicRHI.h"
 #include "Engine/Engine.h"
 #include "Engine/Texture2D.h"
 
@@ -13,6 +14,7 @@ namespace
 }
 
 UEngine* GEngine = nullptr;
+FDynamicRHI* GDynamicRHI = nullptr;
 TStubEvent<UWorld*, bool, bool> FWorldDelegates::OnWorldCleanup;
 
 std::u16string StubUtf16(const std::string& Utf8) { return FConvert().from_bytes(Utf8); }

@@ -7,6 +7,14 @@ public class SVDQRuntime : ModuleRules
 	{
 		PCHUsage = PCHUsageMode.UseExplicitOrSharedPCHs;
 		PublicDependencyModuleNames.AddRange(new string[] { "Core", "CoreUObject", "DeveloperSettings", "Engine" });
-		PrivateDependencyModuleNames.AddRange(new string[] { "Projects", "SVDQLibrary" });
+		PrivateDependencyModuleNames.AddRange(new string[] { "Projects", "RHI", "SVDQLibrary" });
+
+		// Headers alone, to ask the renderer for its GPU.
+		PrivateIncludePathModuleNames.Add("VulkanRHI");
+		AddEngineThirdPartyPrivateStaticDependencies(Target, "Vulkan");
+		if (Target.Platform == UnrealTargetPlatform.Win64)
+		{
+			AddEngineThirdPartyPrivateStaticDependencies(Target, "DX12");
+		}
 	}
 }

@@ -61,7 +61,33 @@ namespace
 		Params.guidance = Request.Guidance;
 		Params.seed = static_cast<uint64>(Request.Seed);
 		Params.preview_every = static_cast<uint32>(Request.PreviewEvery);
+		if (Request.InitPixels.Num() > 0)
+		{
+			static_assert(sizeof(FColor) == 4, "FColor is BGRA8");
+			const uint64 Bytes = sizeof(FColor) * static_cast<uint64>(Request.InitPixels.Num());
+			const void* Pixels = Request.InitPixels.GetData();
+			Params.start_from(svdq::Image::readable(Pixels, Bytes, Params.width, Params.height, SVDQ_FORMAT_BGRA8), Request.InitStrength);
+		}
 		return Params;
+	}
+
+	/** Those of the request's LoRAs that are loaded; the others begin to be. */
+	svdq::Result<svdq::LoraList> LorasFrom(const FSVDQRequest& Request, FSVDQState& State)
+	{
+		svdq::LoraList Loras;
+		for (const FSVDQLora& Lora : Request.Loras)
+		{
+			const svdq::Result<const svdq::Lora*> Loaded = State.Loras.Get(State.Model, Lora.Path);
+			if (!Loaded)
+			{
+				return Loaded.failure();
+			}
+			if (*Loaded)
+			{
+				Loras.add(**Loaded, Lora.Strength);
+			}
+		}
+		return Loras;
 	}
 }
 
@@ -105,7 +131,7 @@ bool USVDQGenerateImage::BelongsTo(const UWorld* Other) const
 	return World.Get() == Other;
 }
 
-bool USVDQGenerateImage::Advance(const FSVDQState& State)
+bool USVDQGenerateImage::Advance(FSVDQState& State)
 {
 	if (!Task->Job && !Submit(State))
 	{
@@ -137,7 +163,7 @@ bool USVDQGenerateImage::Advance(const FSVDQState& State)
 }
 
 /** True where the job is there. */
-bool USVDQGenerateImage::Submit(const FSVDQState& State)
+bool USVDQGenerateImage::Submit(FSVDQState& State)
 {
 	if (Task->bCancelled)
 	{
@@ -159,13 +185,28 @@ bool USVDQGenerateImage::Submit(const FSVDQState& State)
 	{
 		return Fail(ESVDQError::InvalidRequest, LOCTEXT("Negative", "Sizes and steps cannot be negative"));
 	}
-	const svdq::Result<svdq::GenerateParams> Defaults = State.Model.defaults();
+	const svdq::Result<svdq::LoraList> Loras = LorasFrom(What, State);
+	if (!Loras)
+	{
+		return Fail(SVDQErrorFrom(Loras.code()), SVDQTextFrom(Loras.text()));
+	}
+	if (Loras->size() < static_cast<uint32>(What.Loras.Num()))
+	{
+		ReportProgress(nullptr, 0.0f, ESVDQPhase::LoadingLoras);
+		return false;
+	}
+	const svdq::Result<svdq::GenerateParams> Defaults = State.Model->defaults();
 	if (!Defaults)
 	{
 		return Fail(SVDQErrorFrom(Defaults.code()), SVDQTextFrom(Defaults.text()));
 	}
-	const svdq::GenerateParams Params = ParamsFrom(What, *Defaults);
-	svdq::Result<svdq::Job> Job = State.Model.submit(Params);
+	svdq::GenerateParams Params = ParamsFrom(What, *Defaults);
+	Params.loras = *Loras;
+	if (Params.init.pixels && static_cast<uint64>(What.InitPixels.Num()) != static_cast<uint64>(Params.width) * Params.height)
+	{
+		return Fail(ESVDQError::InvalidRequest, LOCTEXT("InitSize", "InitPixels are not Width times Height"));
+	}
+	svdq::Result<svdq::Job> Job = State.Model->submit(Params);
 	if (!Job)
 	{
 		return Fail(SVDQErrorFrom(Job.code()), SVDQTextFrom(Job.text()));

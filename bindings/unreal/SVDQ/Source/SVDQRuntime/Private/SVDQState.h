@@ -4,13 +4,8 @@
 
 #include "Async/Future.h"
 #include "CoreMinimal.h"
+#include "SVDQLoras.h"
 #include "SVDQTypes.h"
-
-#include <string>
-
-THIRD_PARTY_INCLUDES_START
-#include "svdq.hpp"
-THIRD_PARTY_INCLUDES_END
 
 DECLARE_LOG_CATEGORY_EXTERN(LogSVDQ, Log, All);
 
@@ -29,7 +24,8 @@ struct FSVDQState
 
 	svdq::Context Context;
 	svdq::Job Loading;
-	svdq::Model Model;
+	TSharedPtr<svdq::Model> Model;
+	FSVDQLoras Loras;
 
 	ESVDQModelState ModelState = ESVDQModelState::Unloaded;
 	float Progress = 0.0f;
@@ -50,13 +46,3 @@ struct FSVDQTask
 };
 
 ESVDQError SVDQErrorFrom(svdq_result Result);
-
-inline FText SVDQTextFrom(const std::string& Utf8)
-{
-	return FText::AsCultureInvariant(FString(UTF8_TO_TCHAR(Utf8.c_str())));
-}
-
-inline std::string SVDQUtf8From(const FString& String)
-{
-	return std::string(TCHAR_TO_UTF8(*String));
-}

@@ -2,9 +2,9 @@
 
 #include "Async/Async.h"
 #include "Engine/World.h"
-#include "Misc/Paths.h"
 #include "SVDQGenerateImage.h"
 #include "SVDQModule.h"
+#include "SVDQRenderer.h"
 #include "SVDQSettings.h"
 #include "SVDQState.h"
 
@@ -27,6 +27,10 @@ namespace
 		if (Settings.Device == ESVDQDevice::Cpu)
 		{
 			Params.use_cpu();
+		}
+		if (Settings.Device == ESVDQDevice::Renderer && !SVDQUseRenderer(Params))
+		{
+			UE_LOG(LogSVDQ, Warning, TEXT("the renderer is not Direct3D 12 or Vulkan: the first GPU that will do is taken"));
 		}
 		switch (Settings.GpuPriority)
 		{
@@ -101,6 +105,7 @@ void USVDQSubsystem::Deinitialize()
 			UE_LOG(LogSVDQ, Warning, TEXT("the library still runs after 10 seconds"));
 		}
 	}
+	State->Loras.Wait();
 	State.Reset();
 	Super::Deinitialize();
 }
@@ -141,9 +146,18 @@ void USVDQSubsystem::UnloadModel()
 	if (State)
 	{
 		State->Loading.reset();
-		State->Model.reset();
+		State->Loras.Drop();
+		State->Model.Reset();
 		State->ModelState = ESVDQModelState::Unloaded;
 		State->Progress = 0.0f;
+	}
+}
+
+void USVDQSubsystem::UnloadLoras()
+{
+	if (State)
+	{
+		State->Loras.Drop();
 	}
 }
 
@@ -202,9 +216,10 @@ void USVDQSubsystem::TickLoading()
 	}
 	if (!State->Loading)
 	{
-		const FString Project = FPaths::ConvertRelativePathToFull(FPaths::ProjectDir());
-		const FString Path = FPaths::ConvertRelativePathToFull(Project, GetDefault<USVDQSettings>()->ModelPath);
-		svdq::Result<svdq::Job> Job = State->Context.submit_load(SVDQUtf8From(Path));
+		const USVDQSettings& Settings = *GetDefault<USVDQSettings>();
+		svdq::ModelParams Params(SVDQPathFrom(Settings.ModelPath));
+		Params.flags = Settings.bStartFromImages ? SVDQ_MODEL_IMAGE_INPUT : 0;
+		svdq::Result<svdq::Job> Job = State->Context.submit_load(Params);
 		if (!Job)
 		{
 			Fail(SVDQErrorFrom(Job.code()), SVDQTextFrom(Job.text()));
@@ -225,7 +240,7 @@ void USVDQSubsystem::TickLoading()
 		Fail(SVDQErrorFrom(Model.code()), SVDQTextFrom(Model.text()));
 		return;
 	}
-	State->Model = MoveTemp(*Model);
+	State->Model = MakeShared<svdq::Model>(MoveTemp(*Model));
 	State->ModelState = ESVDQModelState::Ready;
 	State->Progress = 1.0f;
 }

@@ -51,7 +51,7 @@ public:
 	virtual void Activate() override;
 
 	/** The subsystem's part: moves on, and says whether it goes on after this. */
-	bool Advance(const FSVDQState& State);
+	bool Advance(FSVDQState& State);
 
 	/** The subsystem's part: stops without an event. */
 	void Abandon();
@@ -59,7 +59,7 @@ public:
 	bool BelongsTo(const UWorld* Other) const;
 
 private:
-	bool Submit(const FSVDQState& State);
+	bool Submit(FSVDQState& State);
 	bool Complete();
 	bool Fail(ESVDQError Error, const FText& Message);
 	void ReportProgress(UTexture2D* Preview, float Fraction, ESVDQPhase Phase);

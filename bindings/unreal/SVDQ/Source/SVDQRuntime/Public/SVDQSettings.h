@@ -24,6 +24,8 @@ enum class ESVDQDevice : uint8
 	/** The first GPU that will do, or else the CPU. */
 	Best,
 	Cpu,
+	/** The GPU that the game is drawn with: a model fails to load where that will not do. Direct3D 12 and Vulkan. */
+	Renderer,
 };
 
 UCLASS(Config = Game, DefaultConfig, meta = (DisplayName = "SVDQ Image Generation"))
@@ -38,6 +40,10 @@ public:
 	 */
 	UPROPERTY(Config, EditAnywhere, Category = "Model")
 	FString ModelPath;
+
+	/** Whether pictures may start from an image, for which the model takes a little more memory. */
+	UPROPERTY(Config, EditAnywhere, Category = "Model")
+	bool bStartFromImages = false;
 
 	/** MiB of GPU memory that the model may take; 0: what is free. The rest of it stays in the host's memory. */
 	UPROPERTY(Config, EditAnywhere, Category = "Model", meta = (ClampMin = "0"))

@@ -31,6 +31,10 @@ public:
 	UFUNCTION(BlueprintCallable, Category = "SVDQ")
 	void UnloadModel();
 
+	/** Gives the memory of LoRAs back, which otherwise stay until UnloadModel. Nodes that generate keep theirs. */
+	UFUNCTION(BlueprintCallable, Category = "SVDQ")
+	void UnloadLoras();
+
 	UFUNCTION(BlueprintPure, Category = "SVDQ")
 	ESVDQModelState GetModelState() const;
 

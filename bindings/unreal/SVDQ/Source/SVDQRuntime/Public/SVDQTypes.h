@@ -30,6 +30,7 @@ UENUM(BlueprintType)
 enum class ESVDQPhase : uint8
 {
 	LoadingModel,
+	LoadingLoras,
 	Queued,
 	EncodingPrompt,
 	Denoising,
@@ -45,6 +46,21 @@ enum class ESVDQModelState : uint8
 	Loading,
 	Ready,
 	Failed,
+};
+
+/** A LoRA, and how much of it. */
+USTRUCT(BlueprintType)
+struct FSVDQLora
+{
+	GENERATED_BODY()
+
+	/** A .safetensors file; relative to the project's folder. It is loaded once for the model. */
+	UPROPERTY(EditAnywhere, BlueprintReadWrite, Category = "SVDQ")
+	FString Path;
+
+	/** 1 is what it was trained for. */
+	UPROPERTY(EditAnywhere, BlueprintReadWrite, Category = "SVDQ")
+	float Strength = 1.0f;
 };
 
 /** What to generate. 0 is the model's default. */
@@ -80,4 +96,19 @@ struct FSVDQRequest
 	/** Steps between previews; 0: none. */
 	UPROPERTY(EditAnywhere, BlueprintReadWrite, Category = "SVDQ", meta = (ClampMin = "0"))
 	int32 PreviewEvery = 0;
+
+	/** LoRAs that change the picture, each file once. */
+	UPROPERTY(EditAnywhere, BlueprintReadWrite, Category = "SVDQ")
+	TArray<FSVDQLora> Loras;
+
+	/**
+	 * An image to start from, as "Read Render Target" has it: the picture's Width times Height, rows from the top.
+	 * Empty: from noise. The project settings of SVDQ have to allow it.
+	 */
+	UPROPERTY(EditAnywhere, BlueprintReadWrite, Category = "SVDQ")
+	TArray<FColor> InitPixels;
+
+	/** How much of InitPixels is replaced: up to 1, which is all of it. */
+	UPROPERTY(EditAnywhere, BlueprintReadWrite, Category = "SVDQ", meta = (ClampMin = "0", ClampMax = "1"))
+	float InitStrength = 0.0f;
 };

@@ -1,0 +1,1 @@
+// Makes Windows' names known. May be included several times.

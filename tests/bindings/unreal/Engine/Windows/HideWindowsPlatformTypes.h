@@ -1,0 +1,1 @@
+// Makes Windows' names unknown again. May be included several times.
