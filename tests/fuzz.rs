@@ -13,7 +13,8 @@ mod targets;
 /// Its name, and what it does with an input.
 type Target = (&'static str, fn(&[u8]));
 
-const TARGETS: [Target; 4] = [
+const TARGETS: [Target; 5] = [
+    ("api", targets::api::run),
     ("checkpoint", targets::checkpoint::run),
     ("flux", targets::flux::run),
     ("lora", targets::lora::run),
@@ -43,4 +44,12 @@ fn seeds() {
             }
         }
     }
+    // Those of `api` come to every function, and to its end.
+    let header = fs::read_to_string(fuzz.with_file_name("include/svdq.h")).unwrap();
+    let declared = header.split("\nSVDQ_API").skip(1).map(|text| text.split('(').next().unwrap());
+    let declared = declared.map(|text| text.rsplit([' ', '*', '\n']).next().unwrap());
+    let succeeded = targets::api::succeeded();
+    let missing: Vec<_> = declared.filter(|name| !succeeded.contains(name)).collect();
+    let devices = ["svdq_device_count", "svdq_device_get_info"];
+    assert!(missing.is_empty() || missing == devices, "no seed succeeds with {missing:?}");
 }

@@ -205,14 +205,24 @@ pub(super) unsafe fn read_struct<T: Sized32>(from: *const T) -> Result<T> {
     }
 }
 
-/// Element `index` of an array called `what`, whose elements are as large as the first one's `struct_size` says.
+/// Element `index` of an array called `what`, whose elements all have the first one's `struct_size`.
 ///
 /// # Safety
 /// As [`read_struct`], for all elements up to this one, which have been read before.
 pub(super) unsafe fn read_element<T: Sized32>(array: *const T, index: usize, what: &str) -> Result<T> {
     let first = pointer(array, what)?.cast::<u32>();
     // SAFETY: `read_struct` has accepted the size of every element before this one.
-    unsafe { read_struct(array.byte_add(index * first.read() as usize)) }
+    let (element, size, first) = unsafe {
+        let first = first.read();
+        let element = array.byte_add(index * first as usize);
+        (element, element.cast::<u32>().read(), first)
+    };
+    if size != first {
+        let what = format!("{what}: element {index} has struct_size {size}, the first one {first}");
+        return Err(Error::InvalidArgument(what));
+    }
+    // SAFETY: the caller's promise.
+    unsafe { read_struct(element) }
 }
 
 /// Fills a caller's struct, whose header may be older or newer than this library: as much of `value`

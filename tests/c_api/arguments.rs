@@ -499,6 +499,10 @@ fn sources_are_as_large_as_they_say() {
     assert_eq!(load(&[newer(&demo, 0), newer(c"/nowhere", 1)]), SVDQ_ERR_VERSION_MISMATCH);
     assert!(last_error().contains("svdq_source asks at byte 48"), "{}", last_error());
     assert_eq!(load(&[newer(&demo, 1), newer(c"/nowhere", 0)]), SVDQ_ERR_VERSION_MISMATCH);
+    let mut sources = [newer(&demo, 0), newer(c"/nowhere", 0)];
+    sources[1].source.struct_size = size_of::<svdq_source>() as u32;
+    assert_eq!(load(&sources), SVDQ_ERR_INVALID_ARGUMENT);
+    assert_eq!(last_error(), "sources: element 1 has struct_size 48, the first one 56");
 }
 
 /// Structs of older headers are shorter, those of newer ones longer.
