@@ -22,7 +22,7 @@ fn compiler(program: &str, standard: &str, mode: &[&str]) -> Command {
 /// Adds the shared library to a link command; it lies in the folder of the program.
 fn link<'a>(compiler: &'a mut Command, folder: &Path) -> &'a mut Command {
     for name in ["libsvdq.so", "libsvdq.so.0"] {
-        let _ = symlink(library(), folder.join(name));
+        let _ = symlink(library("libsvdq.so"), folder.join(name));
     }
     compiler.arg("-L").arg(folder).args(["-lsvdq", "-pthread", "-Wl,-rpath,$ORIGIN"])
 }

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod cpp;
+#[path = "../shared/commands.rs"]
 mod support;
 mod unity;
 mod unreal;

@@ -162,10 +162,10 @@ fn assemblies_are_well_formed() {
 fn package_sh_adds_the_libraries() {
     let folder = scratch("unity_package");
     let mut script = Command::new(repository("bindings/unity/package.sh"));
-    run(script.arg(&folder).arg("--linux").arg(library()));
+    run(script.arg(&folder).arg("--linux").arg(library("libsvdq.so")));
     let package = folder.join("com.libsvdq.svdq");
     let plugins = package.join("Runtime/Plugins/x86_64");
-    assert_eq!(fs::read(plugins.join("libsvdq.so")).unwrap(), fs::read(library()).unwrap());
+    assert_eq!(fs::read(plugins.join("libsvdq.so")).unwrap(), fs::read(library("libsvdq.so")).unwrap());
     let assets = meta::assets(&package);
     let wanted: BTreeSet<_> = assets.iter().map(|asset| format!("{}.meta", asset.display())).collect();
     assert_eq!(metas(&package), wanted, "no settings without a file");
@@ -205,7 +205,7 @@ fn plain_assembly(folder: &Path) {
 fn mono(folder: &Path, program: &str) -> Command {
     for name in ["libsvdq.so", "libsvdq.so.0"] {
         if !folder.join(name).exists() {
-            symlink(library(), folder.join(name)).unwrap();
+            symlink(library("libsvdq.so"), folder.join(name)).unwrap();
         }
     }
     let mut mono = Command::new("mono");

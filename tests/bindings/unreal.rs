@@ -18,7 +18,7 @@ fn package(folder: &Path) -> PathBuf {
         fs::write(dll, "").unwrap();
     }
     let mut script = Command::new(repository("bindings/unreal/package.sh"));
-    run(script.arg(folder).arg("--linux").arg(library()).arg("--win64").args(dlls));
+    run(script.arg(folder).arg("--linux").arg(library("libsvdq.so")).arg("--win64").args(dlls));
     folder.join("SVDQ")
 }
 

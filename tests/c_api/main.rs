@@ -9,6 +9,8 @@
 
 mod abi;
 mod arguments;
+#[path = "../shared/commands.rs"]
+mod commands;
 mod contexts;
 mod header;
 mod install;

@@ -1,17 +1,13 @@
-//! What the tests share: compilers, folders, the demo model and the last error.
+//! What the tests share: compilers, the demo model and the last error.
 
 use std::ffi::{CStr, CString, c_char};
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 use std::{env, fs, mem, ptr};
 
 use svdq::capi::*;
 
-/// A file of the repository.
-pub(crate) fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
+pub(crate) use crate::commands::{library, repository, run, scratch};
 
 /// include/svdq.h.
 pub(crate) fn header() -> String {
@@ -27,21 +23,6 @@ pub(crate) fn declared_functions() -> Vec<String> {
         .collect();
     assert!(names.len() > 10 && names.iter().all(|name| name.starts_with("svdq_")), "{names:?}");
     names
-}
-
-/// A new, empty folder for one test.
-pub(crate) fn scratch(test: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("c_api").join(test);
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).unwrap();
-    folder
-}
-
-/// `library` as cargo built it together with this test.
-pub(crate) fn library(library: &str) -> PathBuf {
-    let path = env::current_exe().unwrap().with_file_name(library);
-    assert!(path.exists(), "{} was not built", path.display());
-    path
 }
 
 /// Warnings that strict engines turn on, for both languages.
@@ -63,15 +44,6 @@ pub(crate) fn cc() -> Command {
 /// The C++ compiler.
 pub(crate) fn cxx() -> Command {
     strict(&env::var("CXX").unwrap_or("c++".into()), "-Wold-style-cast")
-}
-
-/// Runs a command and returns its output; it has to succeed.
-pub(crate) fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (out, err) = (text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "{command:?}: {}\n{out}{err}", output.status);
-    out
 }
 
 pub(crate) fn c(text: impl Into<Vec<u8>>) -> CString {

@@ -1,4 +1,4 @@
-//! What the tests share: folders, the library and commands that have to succeed.
+//! What tests of the library as C has it share: folders, libraries and commands that have to succeed.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,15 +11,15 @@ pub(crate) fn repository(path: &str) -> PathBuf {
 
 /// A new, empty folder for one test.
 pub(crate) fn scratch(test: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bindings").join(test);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(env!("CARGO_CRATE_NAME")).join(test);
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).unwrap();
     folder
 }
 
-/// libsvdq.so as cargo built it together with this test.
-pub(crate) fn library() -> PathBuf {
-    let path = env::current_exe().unwrap().with_file_name("libsvdq.so");
+/// `library` as cargo built it together with this test.
+pub(crate) fn library(library: &str) -> PathBuf {
+    let path = env::current_exe().unwrap().with_file_name(library);
     assert!(path.exists(), "{} was not built", path.display());
     path
 }
