@@ -7,7 +7,7 @@ use crate::device::cpu::Cpu;
 use crate::device::cuda::Cuda;
 use crate::lora::LoraInfo;
 use crate::memory::Buf;
-use crate::ops::{Cost, Device as _, Profile};
+use crate::ops::{Cost, Device, Profile};
 use crate::pipeline::flux::{Embeddings, FluxLora, FluxPipeline, Parts, Request, Watch};
 use crate::weights::Checkpoint;
 use crate::{Cancel, Result};
@@ -71,8 +71,12 @@ impl Pipeline {
         watch: &mut dyn Watch,
     ) -> Result<(Buf<u8>, Timings)> {
         match self {
-            Pipeline::Cpu(pipeline) => pipeline.generate(request, &on_cpu(loras), cancel, watch),
-            Pipeline::Cuda(pipeline) => pipeline.generate(request, &on_cuda(loras), cancel, watch),
+            Pipeline::Cpu(pipeline) => {
+                pipeline.generate(request, &own(loras, LoraWeights::on_cpu), cancel, watch)
+            }
+            Pipeline::Cuda(pipeline) => {
+                pipeline.generate(request, &own(loras, LoraWeights::on_cuda), cancel, watch)
+            }
         }
     }
 
@@ -84,16 +88,16 @@ impl Pipeline {
         cancel: &Cancel,
     ) -> Result<Arc<Embeddings>> {
         match self {
-            Pipeline::Cpu(pipeline) => pipeline.encode(prompt, &on_cpu(loras), cancel),
-            Pipeline::Cuda(pipeline) => pipeline.encode(prompt, &on_cuda(loras), cancel),
+            Pipeline::Cpu(pipeline) => pipeline.encode(prompt, &own(loras, LoraWeights::on_cpu), cancel),
+            Pipeline::Cuda(pipeline) => pipeline.encode(prompt, &own(loras, LoraWeights::on_cuda), cancel),
         }
     }
 
     /// `loras` as for [`Self::generate`].
     pub(super) fn measure(&self, request: &Request<'_>, loras: &[(&LoraWeights, f32)]) -> Result<Cost> {
         match self {
-            Pipeline::Cpu(pipeline) => pipeline.measure(request, &on_cpu(loras)),
-            Pipeline::Cuda(pipeline) => pipeline.measure(request, &on_cuda(loras)),
+            Pipeline::Cpu(pipeline) => pipeline.measure(request, &own(loras, LoraWeights::on_cpu)),
+            Pipeline::Cuda(pipeline) => pipeline.measure(request, &own(loras, LoraWeights::on_cuda)),
         }
     }
 
@@ -104,8 +108,8 @@ impl Pipeline {
         loras: &[(&LoraWeights, f32)],
     ) -> Result<StepTimes> {
         match self {
-            Pipeline::Cpu(pipeline) => pipeline.time_steps(request, &on_cpu(loras)),
-            Pipeline::Cuda(pipeline) => pipeline.time_steps(request, &on_cuda(loras)),
+            Pipeline::Cpu(pipeline) => pipeline.time_steps(request, &own(loras, LoraWeights::on_cpu)),
+            Pipeline::Cuda(pipeline) => pipeline.time_steps(request, &own(loras, LoraWeights::on_cuda)),
         }
     }
 
@@ -126,18 +130,20 @@ impl Pipeline {
     }
 }
 
-fn on_cpu<'a>(loras: &[(&'a LoraWeights, f32)]) -> Vec<(&'a FluxLora<Cpu>, f32)> {
-    let own = |&(lora, strength): &(&'a LoraWeights, f32)| match lora {
-        LoraWeights::Cpu(weights) => Some((weights, strength)),
-        LoraWeights::Cuda(_) => None,
-    };
-    loras.iter().filter_map(own).collect()
+impl LoraWeights {
+    fn on_cpu(&self) -> Option<&FluxLora<Cpu>> {
+        if let LoraWeights::Cpu(weights) = self { Some(weights) } else { None }
+    }
+
+    fn on_cuda(&self) -> Option<&FluxLora<Cuda>> {
+        if let LoraWeights::Cuda(weights) = self { Some(weights) } else { None }
+    }
 }
 
-fn on_cuda<'a>(loras: &[(&'a LoraWeights, f32)]) -> Vec<(&'a FluxLora<Cuda>, f32)> {
-    let own = |&(lora, strength): &(&'a LoraWeights, f32)| match lora {
-        LoraWeights::Cuda(weights) => Some((weights, strength)),
-        LoraWeights::Cpu(_) => None,
-    };
-    loras.iter().filter_map(own).collect()
+/// Those that are on this device.
+fn own<'a, D: Device>(
+    loras: &[(&'a LoraWeights, f32)],
+    on_device: fn(&'a LoraWeights) -> Option<&'a FluxLora<D>>,
+) -> Vec<(&'a FluxLora<D>, f32)> {
+    loras.iter().filter_map(|&(lora, strength)| Some((on_device(lora)?, strength))).collect()
 }

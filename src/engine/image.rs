@@ -1,6 +1,7 @@
 //! The caller's pixels.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::memory::{Buf, HostMemory};
 use crate::{Error, Result};
@@ -45,11 +46,7 @@ impl PixelFormat {
 /// An image in the caller's memory. Bytes between the end of a row and the next are never written.
 pub struct ImageMut<'a> {
     pixels: &'a mut [u8],
-    format: PixelFormat,
-    width: u32,
-    height: u32,
-    row_stride: usize,
-    bottom_up: bool,
+    layout: Layout,
 }
 
 impl<'a> ImageMut<'a> {
@@ -68,8 +65,8 @@ impl<'a> ImageMut<'a> {
         row_stride: u64,
         bottom_up: bool,
     ) -> Result<Self> {
-        let row_stride = check_layout(pixels, format, width, height, row_stride)?;
-        Ok(ImageMut { pixels, format, width, height, row_stride, bottom_up })
+        let layout = Layout::new(pixels.len(), format, [width, height], row_stride, bottom_up)?;
+        Ok(ImageMut { pixels, layout })
     }
 
     /// Bytes that such an image spans: all rows at `row_stride`, the last one without its padding.
@@ -94,21 +91,21 @@ impl<'a> ImageMut<'a> {
 
     /// Width in pixels.
     pub fn width(&self) -> u32 {
-        self.width
+        self.layout.width
     }
 
     /// Height in pixels.
     pub fn height(&self) -> u32 {
-        self.height
+        self.layout.height
     }
 
     /// # Errors
     /// [`Error::InvalidArgument`] unless the image is as large as a picture of `width` x `height` pixels.
     pub(super) fn check_size(&self, width: u32, height: u32) -> Result<()> {
-        if (self.width, self.height) == (width, height) {
+        let Layout { width: own_width, height: own_height, .. } = self.layout;
+        if (own_width, own_height) == (width, height) {
             return Ok(());
         }
-        let Self { width: own_width, height: own_height, .. } = self;
         Err(Error::InvalidArgument(format!(
             "the output image is {own_width}x{own_height} pixels, but the picture has {width}x{height}"
         )))
@@ -116,12 +113,11 @@ impl<'a> ImageMut<'a> {
 
     /// Writes tightly packed RGB rows, the top one first.
     pub(super) fn write_rgb8(&mut self, rgb: &[u8]) {
-        let row_bytes = self.width as usize * self.format.bytes();
-        for (y, source) in rgb.chunks_exact(self.width as usize * 3).enumerate() {
-            let row = if self.bottom_up { self.height as usize - 1 - y } else { y };
-            let target = &mut self.pixels[row * self.row_stride..][..row_bytes];
-            for (pixel, &rgb) in target.chunks_exact_mut(self.format.bytes()).zip(source.as_chunks().0) {
-                self.format.write(rgb, pixel);
+        let Layout { format, width, .. } = self.layout;
+        for (y, source) in rgb.chunks_exact(3 * width as usize).enumerate() {
+            let target = self.pixels[self.layout.row(y)].chunks_exact_mut(format.bytes());
+            for (pixel, &rgb) in target.zip(source.as_chunks().0) {
+                format.write(rgb, pixel);
             }
         }
     }
@@ -131,11 +127,7 @@ impl<'a> ImageMut<'a> {
 #[derive(Clone, Copy)]
 pub struct ImageRef<'a> {
     pixels: &'a [u8],
-    format: PixelFormat,
-    width: u32,
-    height: u32,
-    row_stride: usize,
-    bottom_up: bool,
+    layout: Layout,
 }
 
 impl<'a> ImageRef<'a> {
@@ -151,31 +143,29 @@ impl<'a> ImageRef<'a> {
         row_stride: u64,
         bottom_up: bool,
     ) -> Result<Self> {
-        let row_stride = check_layout(pixels, format, width, height, row_stride)?;
-        Ok(ImageRef { pixels, format, width, height, row_stride, bottom_up })
+        let layout = Layout::new(pixels.len(), format, [width, height], row_stride, bottom_up)?;
+        Ok(ImageRef { pixels, layout })
     }
 
     /// Width in pixels.
     pub fn width(&self) -> u32 {
-        self.width
+        self.layout.width
     }
 
     /// Height in pixels.
     pub fn height(&self) -> u32 {
-        self.height
+        self.layout.height
     }
 
     /// Tightly packed RGB rows, the top one first, in `memory`.
     pub(super) fn rgb8(&self, memory: &HostMemory) -> Result<Buf<u8>> {
-        let (width, height) = (self.width as usize, self.height as usize);
-        let mut rgb = Buf::zeroed(memory, 3 * width * height, "the image to start from")?;
-        let row_bytes = width * self.format.bytes();
-        for (y, target) in rgb.chunks_exact_mut(3 * width).enumerate() {
-            let row = if self.bottom_up { height - 1 - y } else { y };
-            let source = &self.pixels[row * self.row_stride..][..row_bytes];
-            let pixels = source.chunks_exact(self.format.bytes());
-            for (rgb, pixel) in target.as_chunks_mut().0.iter_mut().zip(pixels) {
-                *rgb = self.format.read(pixel);
+        let Layout { format, width, height, .. } = self.layout;
+        let row = 3 * width as usize;
+        let mut rgb = Buf::zeroed(memory, row * height as usize, "the image to start from")?;
+        for (y, target) in rgb.chunks_exact_mut(row).enumerate() {
+            let source = self.pixels[self.layout.row(y)].chunks_exact(format.bytes());
+            for (rgb, pixel) in target.as_chunks_mut().0.iter_mut().zip(source) {
+                *rgb = format.read(pixel);
             }
         }
         Ok(rgb)
@@ -184,24 +174,44 @@ impl<'a> ImageRef<'a> {
 
 impl fmt::Debug for ImageRef<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}x{} {:?}", self.width, self.height, self.format)
+        let Layout { format, width, height, .. } = self.layout;
+        write!(f, "{width}x{height} {format:?}")
     }
 }
 
-/// The distance of two rows of an image, which has to fit in `pixels`.
-fn check_layout(
-    pixels: &[u8],
+/// Where the pixels of an image lie.
+#[derive(Clone, Copy)]
+struct Layout {
     format: PixelFormat,
     width: u32,
     height: u32,
-    row_stride: u64,
-) -> Result<usize> {
-    let need = ImageMut::bytes_needed(format, width, height, row_stride)?;
-    if (pixels.len() as u64) < need {
-        let got = pixels.len() as u64;
-        return Err(Error::BufferTooSmall { what: "the image's pixel buffer", got, need });
+    row_stride: usize,
+    bottom_up: bool,
+}
+
+impl Layout {
+    /// That of an image in `got` bytes.
+    fn new(
+        got: usize,
+        format: PixelFormat,
+        [width, height]: [u32; 2],
+        row_stride: u64,
+        bottom_up: bool,
+    ) -> Result<Self> {
+        let (got, need) = (got as u64, ImageMut::bytes_needed(format, width, height, row_stride)?);
+        if got < need {
+            return Err(Error::BufferTooSmall { what: "the image's pixel buffer", got, need });
+        }
+        let row_stride = if row_stride == 0 { width as usize * format.bytes() } else { row_stride as usize };
+        Ok(Layout { format, width, height, row_stride, bottom_up })
     }
-    Ok(if row_stride == 0 { width as usize * format.bytes() } else { row_stride as usize })
+
+    /// The bytes of row `y`, counted from the top.
+    fn row(&self, y: usize) -> Range<usize> {
+        let row = if self.bottom_up { self.height as usize - 1 - y } else { y };
+        let start = row * self.row_stride;
+        start..start + self.width as usize * self.format.bytes()
+    }
 }
 
 #[cfg(test)]

@@ -30,6 +30,19 @@ fn load_sources(sources: Vec<Source>) -> Result<Model> {
     Model::load(&context, &ModelOptions { sources, ..Default::default() })
 }
 
+/// A model as small as the kernels and the tokenizers of FLUX.1 allow.
+fn sizes() -> RandomSizes {
+    let transformer = FluxConfig {
+        num_layers: 1,
+        num_single_layers: 1,
+        num_attention_heads: 2,
+        joint_attention_dim: 64,
+        pooled_projection_dim: 64,
+        ..FluxConfig::FLUX_1_SCHNELL
+    };
+    RandomSizes { transformer, rank: 16, t5: [1, 1, 64], clip: 1, vae: vec![32, 32] }
+}
+
 const SIDE: u32 = 64;
 
 fn try_picture(model: &Model, loras: &[(Lora, f32)]) -> Result<Vec<u8>> {
@@ -51,16 +64,7 @@ fn picture(model: &Model, loras: &[(Lora, f32)]) -> Vec<u8> {
 fn random_models_make_images_and_are_timed() {
     let context =
         Context::new(ContextOptions { device: DeviceSelect::Cpu, threads: 2, ..Default::default() }).unwrap();
-    let transformer = FluxConfig {
-        num_layers: 1,
-        num_single_layers: 1,
-        num_attention_heads: 2,
-        joint_attention_dim: 64,
-        pooled_projection_dim: 64,
-        ..FluxConfig::FLUX_1_SCHNELL
-    };
-    let sizes = RandomSizes { transformer, rank: 16, t5: [1, 2, 64], clip: 1, vae: vec![32, 32] };
-    let model = Model::random(&context, &sizes, None).unwrap();
+    let model = Model::random(&context, &sizes(), None).unwrap();
     assert_eq!((model.info().rank, model.info().default_steps), (Some(16), 4));
 
     let params = GenerateParams { prompt: "a", width: 32, height: 16, steps: 2, ..Default::default() };

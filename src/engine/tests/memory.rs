@@ -9,19 +9,6 @@ fn open(ledger: &'static Ledger, threads: usize) -> Context {
     Context::new(options).unwrap()
 }
 
-/// As small as the kernels and the tokenizers of FLUX.1 allow.
-fn sizes() -> RandomSizes {
-    let transformer = FluxConfig {
-        num_layers: 1,
-        num_single_layers: 1,
-        num_attention_heads: 2,
-        joint_attention_dim: 64,
-        pooled_projection_dim: 64,
-        ..FluxConfig::FLUX_1_SCHNELL
-    };
-    RandomSizes { transformer, rank: 16, t5: [1, 1, 64], clip: 1, vae: vec![32, 32] }
-}
-
 fn lora(model: &Model, folder: &TempDir) -> Result<Lora> {
     Lora::load(model, folder.write("style.safetensors", &file(&loras::lora())))
 }
