@@ -79,3 +79,17 @@ fn random_models_make_images_and_are_timed() {
     let odd = GenerateParams { width: 31, ..params };
     assert!(matches!(model.time_steps(&odd), Err(Error::InvalidArgument(_))));
 }
+
+/// Of four steps, the last one.
+#[test]
+fn steps_from_an_image_are_timed() {
+    let context =
+        Context::new(ContextOptions { device: DeviceSelect::Cpu, threads: 2, ..Default::default() }).unwrap();
+    let options = ModelOptions { sources: vec![demo().into()], image_input: true, ..Default::default() };
+    let model = Model::load(&context, &options).unwrap();
+    let pixels = [90; 16 * 16 * 3];
+    let init = Some(ImageRef::new(&pixels, PixelFormat::Rgb8, 16, 16, 0, false).unwrap());
+    let params =
+        GenerateParams { init, init_strength: 0.25, width: 16, height: 16, steps: 4, ..Default::default() };
+    model.time_steps(&params).unwrap();
+}

@@ -289,6 +289,8 @@ impl<D: Device> FluxPipeline<D> {
         match self.text(Prompt::Text(prompt), loras)? {
             Text::Known(embeddings) => Ok(embeddings),
             Text::Unknown(key) => {
+                // The memory may be less than an image needs, whose turn may be next.
+                *lock(&self.reserved) = None;
                 self.dev.reserve(|dev| self.networks.encode(dev, &key, &attached).map(drop))?;
                 self.until(cancel, |dev| self.networks.encode(dev, &key, &attached))
             }

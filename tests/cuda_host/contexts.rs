@@ -10,7 +10,7 @@ use svdq::Error;
 use svdq::capi::*;
 use svdq::engine::{
     Context, ContextOptions, DeviceSelect, GenerateParams, GpuMemory, ImageMut, PixelFormat, Priority,
-    Progress,
+    Progress, Prompt,
 };
 
 use crate::inside::{image, load_into, run};
@@ -197,6 +197,13 @@ fn budget() {
     refused(SIDE);
     image(&model, 32).unwrap();
     assert!(memory().used < all);
+    context.set_memory_budget(0).unwrap();
+    assert_eq!(image(&model, SIDE).unwrap(), first);
+
+    // What a prompt took since then is not taken for an image's.
+    context.set_memory_budget(all - 1).unwrap();
+    Prompt::encode(&model, "blue potion", &[]).unwrap();
+    refused(SIDE);
     context.set_memory_budget(0).unwrap();
     assert_eq!(image(&model, SIDE).unwrap(), first);
 

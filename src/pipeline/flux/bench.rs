@@ -61,7 +61,7 @@ impl<D: Device> FluxPipeline<D> {
             run.step(0)?;
             let asked = begin.elapsed();
             for step in 1..steps {
-                run.step(step % request.steps)?;
+                run.step(step % request.steps_run())?;
             }
             dev.download(&run.latents)?;
             Ok([asked, begin.elapsed()])
