@@ -1,6 +1,7 @@
 //! Work in the background: a picture that is made, or a model that is loaded, while the program goes on.
 
 use std::fmt;
+use std::mem::replace;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -206,6 +207,13 @@ impl Job {
 impl Drop for Job {
     fn drop(&mut self) {
         self.cancel();
+        // Nobody can ask for them any more, though the job's thread may hold the rest for a moment.
+        let mut state = self.shared.state();
+        let output = state.outcome.as_mut().map(|outcome| replace(outcome, Err(Arc::new(Error::Cancelled))));
+        let preview = state.preview.take();
+        drop(state);
+        // Outside of the lock: a model takes a while.
+        drop((output, preview));
     }
 }
 

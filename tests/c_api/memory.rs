@@ -3,9 +3,8 @@
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_void};
+use std::ptr;
 use std::sync::{Mutex, MutexGuard};
-use std::time::Instant;
-use std::{ptr, thread};
 
 use svdq::capi::*;
 
@@ -150,11 +149,6 @@ fn submit(ledger: &Ledger, model: *mut svdq_model, params: &svdq_generate_params
             ok(svdq_job_read_image(job, SVDQ_JOB_IMAGE, &image(&mut pixels)));
         }
         svdq_job_release(job);
-        // The job's thread may hold the picture for a moment after it has said that it is done.
-        let start = Instant::now();
-        while ledger.books().used != before && start.elapsed().as_secs() < 10 {
-            thread::yield_now();
-        }
         assert_eq!(ledger.books().used, before, "a job has left something behind");
         let text = CStr::from_ptr(text.as_ptr()).to_str().unwrap();
         if result == SVDQ_OK { Ok(pixels) } else { Err((result, text.to_owned())) }

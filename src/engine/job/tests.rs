@@ -100,6 +100,22 @@ fn a_job_outlives_the_handles_that_it_was_made_from() {
 }
 
 #[test]
+fn a_job_that_is_dropped_leaves_no_pixels() {
+    let model = model();
+    let memory = &model.context().memory;
+    generate(&model, 1);
+    let before = memory.used();
+    let job = model.submit(&GenerateParams { preview_every: 1, ..params(1) }).unwrap();
+    finish(&job);
+    assert!(memory.used() > before);
+    // As the job's thread has it when it has told of the end.
+    let thread = job.shared.clone();
+    drop(job);
+    assert_eq!(memory.used(), before);
+    drop(thread);
+}
+
+#[test]
 fn jobs_and_calls_take_turns_in_the_order_of_their_arrival() {
     let model = model();
     let turn = hold(&model);
