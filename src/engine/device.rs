@@ -86,10 +86,15 @@ impl Pipeline {
         prompt: &str,
         loras: &[(&LoraWeights, f32)],
         cancel: &Cancel,
+        watch: &mut dyn Watch,
     ) -> Result<Arc<Embeddings>> {
         match self {
-            Pipeline::Cpu(pipeline) => pipeline.encode(prompt, &own(loras, LoraWeights::on_cpu), cancel),
-            Pipeline::Cuda(pipeline) => pipeline.encode(prompt, &own(loras, LoraWeights::on_cuda), cancel),
+            Pipeline::Cpu(pipeline) => {
+                pipeline.encode(prompt, &own(loras, LoraWeights::on_cpu), cancel, watch)
+            }
+            Pipeline::Cuda(pipeline) => {
+                pipeline.encode(prompt, &own(loras, LoraWeights::on_cuda), cancel, watch)
+            }
         }
     }
 

@@ -389,7 +389,8 @@ impl Make for Generate {
 
     fn make(&self, shared: &Shared, turn: &Turn) -> Result<Output> {
         shared.advance(JobPhase::Encode, 0, 0.0);
-        let (rgb, _) = self.model.make(&self.picture, turn.cancel(), &mut Follow { shared, turn })?;
+        let (rgb, _) =
+            self.model.make(&self.picture, turn.cancel(), &mut Follow { shared, turn, log: self.log() })?;
         let (width, height) = (self.picture.width, self.picture.height);
         Ok(Output::Picture(Arc::new(Preview { rgb, width, height })))
     }
@@ -403,6 +404,7 @@ const DENOISED: f32 = 0.95;
 struct Follow<'a> {
     shared: &'a Shared,
     turn: &'a Turn,
+    log: &'a Log,
 }
 
 impl Watch for Follow<'_> {
@@ -420,6 +422,10 @@ impl Watch for Follow<'_> {
             }
         }
         if self.turn.cancel().check().is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn warning(&mut self, line: &str) {
+        self.log.warning(line);
     }
 
     fn preview(&mut self, preview: Preview) {

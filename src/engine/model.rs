@@ -225,7 +225,7 @@ impl Model {
         let picture = self.picture(params, &self.0.context.memory)?;
         image.check_size(picture.width, picture.height)?;
         let turn = self.0.context.scheduler().enter(Some(self.0.key))?;
-        let mut follow = Follow { cancel: turn.cancel(), progress };
+        let mut follow = Follow { cancel: turn.cancel(), log: self.log(), progress };
         let (rgb, timings) = self.make(&picture, turn.cancel(), &mut follow)?;
         image.write_rgb8(&rgb);
         Ok(timings)
@@ -253,13 +253,18 @@ impl Model {
 }
 
 /// A blocking call.
-struct Follow<'a, 'p> {
-    cancel: &'a Cancel,
-    progress: &'a mut ProgressFn<'p>,
+pub(super) struct Follow<'a, 'p> {
+    pub(super) cancel: &'a Cancel,
+    pub(super) log: &'a Log,
+    pub(super) progress: &'a mut ProgressFn<'p>,
 }
 
 impl Watch for Follow<'_, '_> {
     fn progress(&mut self, at: Progress) -> ControlFlow<()> {
         if self.cancel.check().is_err() { ControlFlow::Break(()) } else { (self.progress)(at) }
+    }
+
+    fn warning(&mut self, line: &str) {
+        self.log.warning(line);
     }
 }

@@ -1,8 +1,10 @@
 //! Prompts that are encoded once, and used for any number of pictures.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use super::model::Follow;
 use super::picture::weights;
 use super::{Lora, Model};
 use crate::Result;
@@ -28,7 +30,9 @@ impl Prompt {
         model.check_loras(loras)?;
         let (scheduler, key) = model.scheduler();
         let turn = scheduler.enter(Some(key))?;
-        let embeddings = model.pipeline().encode(text, &weights(loras), turn.cancel())?;
+        let go_on = &mut |_| ControlFlow::Continue(());
+        let mut follow = Follow { cancel: turn.cancel(), log: model.log(), progress: go_on };
+        let embeddings = model.pipeline().encode(text, &weights(loras), turn.cancel(), &mut follow)?;
         Ok(Prompt(Arc::new(Inner { model: model.clone(), embeddings })))
     }
 

@@ -117,6 +117,11 @@ pub trait Watch {
     /// As [`ProgressFn`].
     fn progress(&mut self, at: Progress) -> ControlFlow<()>;
 
+    /// Is told of what is not as it was asked for.
+    fn warning(&mut self, line: &str) {
+        let _ = line;
+    }
+
     /// Is given every preview.
     fn preview(&mut self, preview: Preview) {
         let _ = preview;
@@ -284,11 +289,15 @@ impl<D: Device> FluxPipeline<D> {
         prompt: &str,
         loras: &[(&FluxLora<D>, f32)],
         cancel: &Cancel,
+        watch: &mut dyn Watch,
     ) -> Result<Arc<Embeddings>> {
         let attached = self.networks.attach(loras)?;
         match self.text(Prompt::Text(prompt), loras)? {
             Text::Known(embeddings) => Ok(embeddings),
             Text::Unknown(key) => {
+                if let Some(line) = key.cut() {
+                    watch.warning(&line);
+                }
                 // The memory may be less than an image needs, whose turn may be next.
                 *lock(&self.reserved) = None;
                 self.dev.reserve(|dev| self.networks.encode(dev, &key, &attached).map(drop))?;
@@ -311,6 +320,11 @@ impl<D: Device> FluxPipeline<D> {
         let start = Instant::now();
         let (attached, job) = (self.networks.attach(loras)?, self.job(request, loras)?);
         let tokenize = start.elapsed();
+        if let Text::Unknown(key) = &job.text
+            && let Some(line) = key.cut()
+        {
+            watch.warning(&line);
+        }
         self.reserve(&job, &attached, loras)?;
         let Made { rgb, timings, embeddings, map } =
             self.until(cancel, |dev| self.networks.run(dev, &job, &attached, watch))?;

@@ -36,6 +36,15 @@ impl Kind {
     }
 }
 
+/// A prompt's ids, begin and end tokens included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// Cut or padded to [`Tokenizer::max_length`].
+    pub ids: Vec<u32>,
+    /// How many there are before anything is cut or padded.
+    pub count: usize,
+}
+
 /// A tokenizer that gives every prompt the same number of ids.
 pub struct Tokenizer {
     origin: PathBuf,
@@ -111,9 +120,8 @@ impl Tokenizer {
         self.max_length
     }
 
-    /// The ids of `text`, begin and end tokens included, cut or padded to [`Self::max_length`]. The
-    /// end token survives a cut. Special tokens written out in `text` become special tokens.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+    /// The ids of `text`. The end token survives a cut. Special tokens written out in `text` become special tokens.
+    pub fn encode(&self, text: &str) -> Result<Tokens> {
         if text.len() > MAX_PROMPT_BYTES {
             return Err(Error::InvalidArgument(format!(
                 "the prompt has {} bytes, at most {MAX_PROMPT_BYTES} are possible",
@@ -123,12 +131,13 @@ impl Tokenizer {
         let encoding = in_thread(|| guarded(|| self.inner.encode_fast(text, true)))?
             .map_err(|e| Error::format(&self.origin, format!("cannot tokenise a prompt: {e}")))?;
         let mut ids = encoding.get_ids().to_vec();
-        if ids.len() > self.max_length {
+        let count = ids.len();
+        if count > self.max_length {
             ids.truncate(self.max_length - 1);
             ids.push(self.end);
         }
         ids.resize(self.max_length, self.pad);
-        Ok(ids)
+        Ok(Tokens { ids, count })
     }
 }
 
@@ -262,7 +271,7 @@ mod tests {
             for (text, ids) in self.texts.iter().zip(&set.ids) {
                 let mut want = ids.clone();
                 want.resize(set.max_length, set.pad);
-                assert_eq!(tokenizer.encode(text).unwrap(), want, "{} of {text:?}", set.tokenizer);
+                assert_eq!(tokenizer.encode(text).unwrap().ids, want, "{} of {text:?}", set.tokenizer);
             }
         }
     }
@@ -326,7 +335,7 @@ mod tests {
         folder.write("tokenizer.json", &fs::read(root("assets/demo/tokenizer/tokenizer.json")).unwrap());
         let last = |config: &str| {
             folder.write("tokenizer_config.json", config.as_bytes());
-            Tokenizer::open(folder.path(), Kind::Clip, 77).map(|t| *t.encode("").unwrap().last().unwrap())
+            Tokenizer::open(folder.path(), Kind::Clip, 77).map(|t| *t.encode("").unwrap().ids.last().unwrap())
         };
         assert_eq!(last("{}").unwrap(), 3029);
         assert_eq!(last(r#"{"pad_token": "!"}"#).unwrap(), 0);
@@ -379,9 +388,10 @@ mod tests {
         for max in [0, 1, MAX_TOKENS + 1, usize::MAX] {
             assert!(matches!(open(max), Err(Error::InvalidArgument(_))), "{max}");
         }
-        assert_eq!(open(2).unwrap().encode("a potion").unwrap(), [3028, 3029]);
+        let cut = Tokens { ids: vec![3028, 3029], count: 4 };
+        assert_eq!(open(2).unwrap().encode("a potion").unwrap(), cut);
         let tokenizer = open(77).unwrap();
-        assert_eq!(tokenizer.encode(&"a".repeat(MAX_PROMPT_BYTES)).unwrap().len(), 77);
+        assert_eq!(tokenizer.encode(&"a".repeat(MAX_PROMPT_BYTES)).unwrap().ids.len(), 77);
         let error = tokenizer.encode(&"a".repeat(MAX_PROMPT_BYTES + 1)).unwrap_err();
         assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
     }

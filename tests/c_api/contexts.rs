@@ -80,6 +80,47 @@ fn a_log_says_what_came_of_jobs() {
 }
 
 #[test]
+fn a_log_says_that_a_prompt_is_cut() {
+    let context = create(|_| ());
+    let model = load_into(context, &demo());
+    read_all(context);
+    // CLIP sees 77 tokens, of which the first is the begin and the last the end; T5 here 48, of which the last is the end.
+    let prompts = ["key ".repeat(46), "key ".repeat(60), "key ".repeat(100)].map(c);
+    let picture = |prompt: &CStr| svdq_generate_params {
+        width: 16,
+        height: 16,
+        steps: 1,
+        prompt: prompt.as_ptr(),
+        ..sized()
+    };
+    for prompt in &prompts {
+        // By the call that encodes it, and no other.
+        for _ in 0..2 {
+            let mut job = ptr::null_mut();
+            unsafe {
+                ok(svdq_job_submit(model, &picture(prompt), &mut job));
+                ok(svdq_job_wait(job, u32::MAX));
+                svdq_job_release(job);
+            }
+        }
+    }
+    let mut prompt = ptr::null_mut();
+    let params = svdq_prompt_params { text: prompts[1].as_ptr(), ..sized() };
+    unsafe {
+        ok(svdq_prompt_encode(model, &params, &mut prompt));
+        svdq_prompt_release(prompt);
+    }
+    let lines = read_all(context);
+    let warnings: Vec<_> =
+        lines.iter().filter(|(level, _)| *level == SVDQ_LOG_WARNING).map(|(_, line)| &line[..]).collect();
+    let cut = |what| format!("the prompt is cut: {what}");
+    let t5 = cut("T5 sees 48 of its 61 tokens");
+    let both = cut("CLIP sees 77 of its 102 tokens, T5 sees 48 of its 101 tokens");
+    assert_eq!(warnings, [&t5[..], &both, &t5]);
+    unsafe { (svdq_model_release(model), svdq_context_release(context)) };
+}
+
+#[test]
 fn lines_that_do_not_fit_stay() {
     let context = create(|_| ());
     let (mut level, mut needed, mut buf) = (0, 0, [0 as c_char; 8]);
