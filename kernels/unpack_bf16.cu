@@ -3,8 +3,8 @@
 // row-major. INT4: numbers -8..7, a bf16 scale for 64 inputs, no `channels`. NVFP4: e2m1 numbers, an e4m3 scale for 16
 // inputs. `codes` and `scales` lie in Nunchaku's packing; `reciprocal` is 1 / smooth, [k].
 //
-// Launch with 256 threads and blocks of (k / 64, n / 128): a warp for 16 rows x 64 inputs. n is a multiple of 128, k of
-// 64; pointers are aligned to 16 bytes.
+// Launch these with 256 threads and blocks of (k / 64, n / 128): a warp for 16 rows x 64 inputs. n is a multiple of 128, k
+// of 64; pointers are aligned to 16 bytes.
 #include "common/scales.cuh"
 
 namespace unpack_bf16 {
@@ -64,4 +64,32 @@ extern "C" __global__ void __launch_bounds__(256)
     unpack_nvfp4_bf16(const uint4* codes, const u8* group_scales, const float* channels, const float* reciprocal,
                       bf16* w, int k) {
     unpack_bf16::run<true>(codes, group_scales, channels, reciprocal, w, k);
+}
+
+// Codes 0..15 in AWQ's layout (gemm_w4a16.cu), with a scale and a zero for 1 << `shift` inputs, rows in the order of the
+// result:
+//   w[s n/chunks + d, k] = bf16(code[r,k] scale[g,r] + zero[g,r]),   r = d chunks + s
+// Launch with 256 threads and ceil(n k / 8192) blocks: a thread for 32 inputs of a row, whose codes are neighbours. n is a
+// multiple of 4 and `chunks`, k of 64; pointers are aligned to 16 bytes.
+extern "C" __global__ void __launch_bounds__(256)
+    unpack_awq_bf16(const uint4* codes, const bf16* scales, const bf16* zeros, bf16* w, int n, int k, int shift,
+                    int chunks) {
+    const u32 at = blockIdx.x * 256 + threadIdx.x, four_rows = k / 8;
+    if (at >= n / 4 * four_rows) return;
+    const int row = at / four_rows * 4 + at % 8 / 2, first = at % four_rows / 8 * 64 + at % 2 * 32;
+    const long long vector = static_cast<long long>(first >> shift) * n + row;
+    const float scale = __bfloat162float(scales[vector]), zero = __bfloat162float(zeros[vector]);
+    const uint4 v = __ldg(codes + at);
+    const u32 words[4] = {v.x, v.y, v.z, v.w};
+    bf16* to = w + static_cast<long long>(row % chunks * (n / chunks) + row / chunks) * k + first;
+#pragma unroll
+    for (int run = 0; run < 4; ++run) {
+        u32 pairs[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const u32 low = words[i] >> 4 * run & 15, high = words[i] >> (16 + 4 * run) & 15;
+            pairs[i] = pack_bf16(fmaf(static_cast<float>(low), scale, zero), fmaf(static_cast<float>(high), scale, zero));
+        }
+        reinterpret_cast<uint4*>(to)[run] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    }
 }

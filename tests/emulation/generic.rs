@@ -96,15 +96,24 @@ fn awq_linears_are_the_formula() {
         let (column, i) = (at / k, at % k);
         let row = column % (n / chunks) * chunks + column / (n / chunks);
         let vector = i / group * n + row;
-        *value = codes[row * k + i] * scales[vector] + zeros[vector];
+        *value = codes[row * k + i].mul_add(scales[vector], zeros[vector]);
     }
+    let (words, [scales, zeros]) = (
+        words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>(),
+        [&scales, &zeros].map(|v| bf16s(v)),
+    );
     for program in Program::all() {
+        let launch =
+            Launch { kernel: "unpack_awq_bf16", grid: [(n * k).div_ceil(8192), 1], threads: 256, shared: 0 };
+        let mut args: Vec<_> = [&words, &scales, &zeros].map(|bytes| Arg::Buffer(bytes.clone())).into();
+        args.extend([poison(2 * n * k), Arg::Int(n), Arg::Int(k), Arg::Int(6), Arg::Int(chunks)]);
+        let unpacked: Vec<_> = pack::bf16_to_f32(&program.run(&launch, &args)[3]).collect();
+        assert_eq!(unpacked, rounded(&w), "unpacked");
         for (kernel, m, rows) in [("gemm_w4a16_m8", 3, 8), ("gemm_w4a16_m16", 21, 16)] {
             let x = rounded(&random(m * k, 29, -3e4, 3e4));
             let launch = Launch { kernel, grid: [m.div_ceil(rows), n.div_ceil(64)], threads: 256, shared: 0 };
-            let words = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-            let mut args = vec![Arg::Buffer(bf16s(&x)), Arg::Buffer(words)];
-            args.extend([&scales, &zeros].map(|v| Arg::Buffer(bf16s(v))));
+            let mut args = vec![Arg::Buffer(bf16s(&x))];
+            args.extend([&words, &scales, &zeros].map(|bytes| Arg::Buffer(bytes.clone())));
             args.extend([m, n, k, group, chunks].map(Arg::Int));
             args.extend(output(poison(4 * m * n), true, Arg::Buffer(f32s(&bias)), n));
             let y = floats(&program.run(&launch, &args)[4]);

@@ -90,7 +90,7 @@ const std::map<std::string, std::function<std::function<void()>(const Parameters
     KERNEL(unpack_w4a8),     KERNEL(unpack_w4a8_scales), KERNEL(gemm_bf16_k8),  KERNEL(gemm_bf16_any_k),
     KERNEL(gemm_w4a16_m8),   KERNEL(gemm_w4a16_m16), KERNEL(attention_d64),     KERNEL(attention_d128),
     KERNEL(attention_wide),  KERNEL(unpack_int4_bf16), KERNEL(unpack_nvfp4_bf16), KERNEL(unpack_nvfp4_w4a8),
-    KERNEL(unpack_nvfp4_w4a8_scales),
+    KERNEL(unpack_nvfp4_w4a8_scales), KERNEL(unpack_awq_bf16),
 #undef KERNEL
 };
 

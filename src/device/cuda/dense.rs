@@ -82,6 +82,10 @@ impl Dense {
     }
 }
 
+/// Up to so many rows 4-bit codes are multiplied as they are, and read once for every 16 rows; for more, such as T5's, they
+/// become bf16 first.
+const FEW_ROWS: usize = 64;
+
 /// 4-bit codes with a scale and a zero for every group of channels.
 pub(super) struct Awq {
     n: usize,
@@ -130,7 +134,7 @@ impl Awq {
         let zeros = cuda.fetch(&self.zeros)?;
         let bias = self.bias.as_ref().map_or(0, Range::at);
         let updates = Updates::of(cuda, [rows, self.n, self.k], x, bias, updates)?;
-        cuda.gpu.generic.linear_w4a16(&W4A16Params {
+        let product = W4A16Params {
             x,
             codes: codes.at(),
             scales: scales.at(),
@@ -141,6 +145,13 @@ impl Awq {
             group: self.group as i32,
             chunks: self.chunks as i32,
             output: updates.to(output),
-        })
+        };
+        if rows <= FEW_ROWS {
+            return cuda.gpu.generic.linear_w4a16(&product);
+        }
+        let w = cuda.temporary(2 * self.n * self.k)?;
+        cuda.gpu.generic.unpack_awq(&product, w.at())?;
+        let W4A16Params { x, m, n, k, output, .. } = product;
+        cuda.gpu.generic.linear(&LinearParams { x, w: w.at(), m, n, k, output })
     }
 }

@@ -182,6 +182,7 @@ pub(super) struct Kernels {
     w4a16: [Kernel; 2],
     unpack_int4: Kernel,
     unpack_nvfp4: Kernel,
+    unpack_awq: Kernel,
     layer_norm: Kernel,
     rms_norm: Kernel,
     qk_norm_rope: Kernel,
@@ -227,6 +228,7 @@ impl Kernels {
             w4a16: [w4a16.kernel(c"gemm_w4a16_m8", 0)?, w4a16.kernel(c"gemm_w4a16_m16", 0)?],
             unpack_int4: unpack.kernel(c"unpack_int4_bf16", 0)?,
             unpack_nvfp4: unpack.kernel(c"unpack_nvfp4_bf16", 0)?,
+            unpack_awq: unpack.kernel(c"unpack_awq_bf16", 0)?,
             layer_norm: norm.kernel(c"layer_norm", 0)?,
             rms_norm: norm.kernel(c"rms_norm", 0)?,
             qk_norm_rope: norm.kernel(c"qk_norm_rope", 0)?,
@@ -271,6 +273,17 @@ impl Kernels {
         let [m, n, k] = [params.m, params.n, params.k].map(|size| size as usize);
         let kernel = kernel.doing([m, n, k], Work::Bytes(n as f64 * k as f64 / 2.0));
         self.run(kernel, blocks, 256, 0, params)
+    }
+
+    /// The weights of such a linear as bf16, `[n, k]` in the order of its results.
+    pub(super) fn unpack_awq(&self, params: &W4A16Params, w: u64) -> Result<()> {
+        let &W4A16Params { codes, scales, zeros, n, k, group, chunks, .. } = params;
+        let shift = group.ilog2() as i32;
+        let [rows, cols] = [n, k].map(|size| size as usize);
+        let kernel = self.unpack_awq.doing([rows, cols, 0], Work::Bytes(2.5 * rows as f64 * cols as f64));
+        let mut arguments = [&codes, &scales, &zeros, &w].map(argument).to_vec();
+        arguments.extend([&n, &k, &shift, &chunks].map(argument));
+        self.launch(kernel, [(rows * cols).div_ceil(8192) as u32, 1, 1], 256, 0, &mut arguments)
     }
 
     /// 4-bit weights as bf16.
