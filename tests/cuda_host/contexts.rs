@@ -258,7 +258,8 @@ fn current() {
     let (demo, green) = (path("assets/demo"), path("assets/demo/lora/pocket-green.safetensors"));
     let source = |path: &CStr| svdq_source { kind: SVDQ_SOURCE_PATH, path: path.as_ptr(), ..sized() };
     let (source, lora_source) = (source(&demo), source(&green));
-    let (mut context, mut model, mut lora) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+    let (mut context, mut model, mut second) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+    let (mut lora, mut prompt, mut job) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
     let mut pixels = vec![0u8; 32 * 32 * 4];
     // Without a context of the program's, with one, and without one again.
     for own in [ptr::null_mut(), own, ptr::null_mut()] {
@@ -296,13 +297,38 @@ fn current() {
                 capacity: pixels.len() as u64,
                 ..sized()
             };
+            call!(svdq_generate_check(model, &generate, &mut sized()));
             call!(svdq_generate(model, &generate, &image));
             assert!(!lora.is_null(), "{}", last_error());
+            let prompt_params = svdq_prompt_params { text: c"red potion".as_ptr(), ..sized() };
+            call!(svdq_prompt_encode(model, &prompt_params, &mut prompt));
+            assert!(!prompt.is_null(), "{}", last_error());
+            call!(svdq_prompt_release(prompt));
+            for cancelled in [false, true] {
+                call!(svdq_job_submit(model, &generate, &mut job));
+                call!(svdq_job_poll(job, &mut sized()));
+                if cancelled {
+                    call!(svdq_job_cancel(job));
+                }
+                call!(svdq_job_wait(job, u32::MAX));
+                let read = unsafe { svdq_job_read_image(job, SVDQ_JOB_IMAGE, &image) };
+                assert!(cancelled || read == SVDQ_OK, "{}", last_error());
+                call!(svdq_job_read_image(job, SVDQ_JOB_IMAGE, &image));
+                call!(svdq_job_release(job));
+            }
+            call!(svdq_job_submit_load(context, &params, &mut job));
+            call!(svdq_job_wait(job, u32::MAX));
+            call!(svdq_job_take_model(job, &mut second));
+            assert!(!second.is_null(), "{}", last_error());
+            call!(svdq_job_release(job));
+            call!(svdq_model_release(second));
+            call!(svdq_context_read_log(context, &mut 0, ptr::null_mut(), 0, ptr::null_mut()));
             call!(svdq_context_get_memory(context, &mut sized()));
             call!(svdq_context_set_memory_budget(context, 1));
             call!(svdq_context_set_memory_budget(context, 1 << 30));
             call!(svdq_lora_release(lora));
             call!(svdq_model_release(model));
+            call!(svdq_context_shutdown(context, u32::MAX));
         }
         call!(svdq_context_release(context));
         if !own.is_null() {
