@@ -38,7 +38,8 @@ static int follow(svdq_job *job, const char *path) {
         /* A game draws a frame here; this program has nothing else to do. The result is in status too. */
         svdq_job_wait(job, 16);
         CHECK(svdq_job_poll(job, &status));
-        fprintf(stderr, "\r%-9s %3.0f%%", phase_name(status.phase), (double)status.fraction * 100);
+        const char *phase = status.state == SVDQ_JOB_DONE ? "done" : phase_name(status.phase);
+        fprintf(stderr, "\r%-9s %3.0f%%", phase, (double)status.fraction * 100);
         if (status.preview_serial != previews) {
             previews = status.preview_serial;
             save_preview(job, &status, path);
