@@ -70,6 +70,8 @@ fn main() {
         }
         (other, _) => fail(&format!("SVDQ_KERNELS={other}: it is none of auto, require, off")),
     };
+    let archs = if images.is_empty() { "none".into() } else { wanted(ALL, only().as_deref()).join(",") };
+    println!("cargo::rustc-env=SVDQ_BUILT_FOR={archs}");
     let mut text = String::new();
     println!("cargo::rustc-check-cfg=cfg(svdq_kernels, svdq_all_archs)");
     if !images.is_empty() {
@@ -120,9 +122,7 @@ fn compile_all(nvcc: &Path, out: &Path) -> Vec<(&'static str, PathBuf)> {
     for header in headers {
         (&header, fs::read(&header).ok()).hash(&mut key);
     }
-    // For a quick build: the only architectures to compile for.
-    let only = env::var("SVDQ_ARCHS").ok();
-    let only: Option<Vec<&str>> = only.as_ref().map(|list| list.split(',').collect());
+    let only = only();
     let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
     let mut images = Vec::new();
     let units: Vec<(&'static str, Vec<String>)> = UNITS
@@ -146,11 +146,22 @@ fn compile_all(nvcc: &Path, out: &Path) -> Vec<(&'static str, PathBuf)> {
     images
 }
 
-/// What tells nvcc the architectures, all of them or those in `only`.
-fn code_flags(archs: &[&str], only: Option<&[&str]>) -> Vec<String> {
-    let wanted = |arch: &&&str| only.is_none_or(|only| only.contains(*arch));
-    let flag = |arch: &&str| format!("-gencode=arch=compute_{arch},code=sm_{arch}");
-    let mut flags: Vec<String> = archs.iter().filter(wanted).map(flag).collect();
+/// $SVDQ_ARCHS, for a quick build: the only architectures to compile for.
+fn only() -> Option<Vec<String>> {
+    let list = env::var("SVDQ_ARCHS").ok()?;
+    Some(list.split(',').map(str::to_owned).collect())
+}
+
+/// All architectures or those in `only`.
+fn wanted<'a>(archs: &[&'a str], only: Option<&[String]>) -> Vec<&'a str> {
+    let wanted = |arch: &&str| only.is_none_or(|only| only.iter().any(|one| one == arch));
+    archs.iter().copied().filter(wanted).collect()
+}
+
+/// What tells nvcc the architectures.
+fn code_flags(archs: &[&str], only: Option<&[String]>) -> Vec<String> {
+    let flag = |arch: &str| format!("-gencode=arch=compute_{arch},code=sm_{arch}");
+    let mut flags: Vec<String> = wanted(archs, only).into_iter().map(flag).collect();
     if only.is_none() && archs.contains(&PTX) {
         flags.push(format!("-gencode=arch=compute_{PTX},code=compute_{PTX}"));
     }

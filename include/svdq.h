@@ -1051,7 +1051,7 @@ SVDQ_API uint32_t svdq_version_number(void);
 SVDQ_API const char *svdq_version_string(void);
 
 /**
- * Writes one line for bug reports about how the library was built: version, platform, devices.
+ * Writes one line for bug reports about how the library was built: version, platform, GPU architectures.
  *
  * buf, cap, needed: as for every string out, see the top of this file.
  *

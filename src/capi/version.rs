@@ -36,7 +36,7 @@ pub extern "C" fn svdq_version_string() -> *const c_char {
     VERSION.as_ptr()
 }
 
-/// Writes one line for bug reports about how the library was built: version, platform, devices.
+/// Writes one line for bug reports about how the library was built: version, platform, GPU architectures.
 ///
 /// buf, cap, needed: as for every string out, see the top of this file.
 ///
@@ -47,7 +47,8 @@ pub extern "C" fn svdq_version_string() -> *const c_char {
 pub unsafe extern "C" fn svdq_build_info(buf: *mut c_char, cap: usize, needed: *mut usize) -> svdq_result {
     guard(|| {
         let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
-        let text = format!("libsvdq {} {ARCH}-{OS} {profile}, devices: cpu", env!("CARGO_PKG_VERSION"));
+        let (version, kernels) = (env!("CARGO_PKG_VERSION"), env!("SVDQ_BUILT_FOR"));
+        let text = format!("libsvdq {version} {ARCH}-{OS} {profile}, GPU kernels: {kernels}");
         // SAFETY: `buf` and `needed` are as the header demands.
         unsafe { write_text(&text, buf, cap, needed) }
     })
@@ -58,6 +59,20 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+
+    #[test]
+    fn the_build_is_known() {
+        let mut buf = [0; 200];
+        // SAFETY: `buf` has so many bytes.
+        let result = unsafe { svdq_build_info(buf.as_mut_ptr(), buf.len(), std::ptr::null_mut()) };
+        assert_eq!(result, super::super::SVDQ_OK);
+        // SAFETY: `svdq_build_info` has written a string.
+        let text = unsafe { CStr::from_ptr(buf.as_ptr()) }.to_str().unwrap();
+        assert!(text.starts_with("libsvdq 0.1.0 "), "{text}");
+        let kernels = text.split_once("GPU kernels: ").unwrap().1;
+        assert_eq!(kernels == "none", cfg!(not(svdq_kernels)), "{text}");
+        assert!(!cfg!(svdq_all_archs) || kernels == "75,80,86,89,90a,120f", "{text}");
+    }
 
     #[test]
     fn all_versions_are_the_crates() {
