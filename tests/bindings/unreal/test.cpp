@@ -1,6 +1,7 @@
 // Runs the plug-in as an engine would: frames on the game thread, nodes, worlds that end, collections.
 // test MODEL_FOLDER. On the stubs' Windows the library is missing at first.
 
+#include "Async/Async.h"
 #include "Containers/Ticker.h"
 #include "Engine/Engine.h"
 #include "Engine/Texture2D.h"
@@ -22,6 +23,7 @@
 #include <thread>
 
 #include <dlfcn.h>
+#include <unistd.h>
 
 #undef check
 #define CHECK(condition)                                                            \
@@ -280,19 +282,25 @@ namespace
 		CHECK(RunToTheEnd(World, What).Bytes() == Expected(Model, 1.0f));
 		Subsystem().UnloadLoras();
 		CHECK(RunToTheEnd(World, What).bLoadingLoras);
+		Subsystem().UnloadModel();
+		Heard = RunToTheEnd(World, What);
+		CHECK(Heard.Completed == 1 && Heard.bLoadingLoras);
 
-		// one of two is missing, every time
+		// one of two is missing, until it comes
+		const std::string Late = std::string(Model) + ".safetensors";
 		What.Loras.Add(FSVDQLora());
-		What.Loras[1].Path = FString(TEXT("missing.safetensors"));
-		for (int32 Time = 0; Time < 2; ++Time)
-		{
-			Heard = RunToTheEnd(World, What);
-			CHECK(Heard.Failed == 1 && Heard.Error == ESVDQError::ModelFiles);
-			CHECK(Heard.Message.find("/project/missing.safetensors") != std::string::npos);
-		}
+		What.Loras[1].Path = FString(UTF8_TO_TCHAR(Late.c_str()));
+		Heard = RunToTheEnd(World, What);
+		CHECK(Heard.Failed == 1 && Heard.Error == ESVDQError::ModelFiles && Heard.Message.find(Late) != std::string::npos);
+		CHECK(symlink(StubUtf8(*What.Loras[0].Path).c_str(), Late.c_str()) == 0);
+		CHECK(RunToTheEnd(World, What).Completed == 1);
+
 		// the same twice
 		What.Loras[1].Path = What.Loras[0].Path;
 		CHECK(RunToTheEnd(World, What).Error == ESVDQError::InvalidRequest);
+		// relative to the project
+		What.Loras[1].Path = FString(TEXT("missing.safetensors"));
+		CHECK(RunToTheEnd(World, What).Message.find("/project/missing.safetensors") != std::string::npos);
 	}
 
 	/** The LoRAs are dropped, or more, in the event that says that they are being loaded. */
@@ -419,10 +427,11 @@ namespace
 			Run(World, Request(2), Waiting);
 			Frames(Ticks);
 			GEngine->Stop();
-			CHECK(Waiting.Failed == 0);
+			CHECK(Waiting.Failed == 0 && StubBusyThreads == 0);
 		}
 		GEngine->Start<USVDQSubsystem>();
 		CHECK(!WhileLorasLoad(World, Model, []() { GEngine->Stop(); }).Finished());
+		CHECK(StubBusyThreads == 0);
 		GEngine->Start<USVDQSubsystem>();
 		CHECK(RunToTheEnd(World, Request(2)).Completed == 1);
 		GEngine->Stop();

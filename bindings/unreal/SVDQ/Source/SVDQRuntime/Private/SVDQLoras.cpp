@@ -26,9 +26,12 @@ svdq::Result<const svdq::Lora*> FSVDQLoras::Get(const TSharedPtr<svdq::Model>& M
 	FEntry Entry;
 	Entry.Path = Path;
 	Entry.Lora = MakeShared<svdq::Result<svdq::Lora>>(svdq::Lora());
-	Entry.Done = Async(EAsyncExecution::Thread, [Model, Lora = Entry.Lora, File = SVDQPathFrom(Path)]()
+	Entry.Done = Async(EAsyncExecution::Thread, [Target = Model, Lora = Entry.Lora, File = SVDQPathFrom(Path)]() mutable
 	{
-		*Lora = Model->load_lora(File);
+		*Lora = Target->load_lora(File);
+		// Nothing of the library's goes with the thread, after Done.
+		Lora.Reset();
+		Target.Reset();
 	});
 	Entries.Add(MoveTemp(Entry));
 	return nullptr;
