@@ -2,9 +2,10 @@
 #![cfg(target_os = "linux")]
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::process::Command;
 
-use crate::support::{declared_functions, library, run};
+use crate::support::{declared_functions, library, repository, run};
 
 fn readelf(option: &str) -> String {
     run(Command::new("readelf").args([option, "-W"]).arg(library("libsvdq.so")))
@@ -27,6 +28,16 @@ fn symbols(options: &[&str], file: &str) -> BTreeSet<String> {
 #[test]
 fn shared_library_exports_the_header_and_nothing_else() {
     assert_eq!(symbols(&["-D"], "libsvdq.so"), BTreeSet::from_iter(declared_functions()));
+}
+
+/// What abidiff compares has no code: that the library has its functions is for here.
+#[test]
+fn shared_library_exports_the_functions_of_the_abis_baseline() {
+    let baseline = fs::read_to_string(repository("tests/c_api/abi.xml")).unwrap();
+    let names =
+        baseline.split("<elf-symbol name='").skip(1).map(|rest| rest.split('\'').next().unwrap().to_owned());
+    assert_eq!(symbols(&["-D"], "libsvdq.so"), names.collect());
+    assert!(baseline.contains(&format!("soname='{}'", dynamic("SONAME")[0])));
 }
 
 #[test]
