@@ -35,8 +35,11 @@ features=(--no-default-features)
 
 cargo_here() { (cd "$sources" && cargo "$@"); }
 
+# As it is shipped; without the folders of this machine, which the texts of panics would have.
 build() {
-    cargo_here build --locked --profile dist "${features[@]}" --lib
+    local crates=${CARGO_HOME:-$HOME/.cargo}/registry/src
+    local flags="--remap-path-prefix=$crates=crates"$'\x1f'"--remap-path-prefix=$sources=libsvdq"
+    CARGO_ENCODED_RUSTFLAGS=$flags cargo_here build --locked --profile dist "${features[@]}" --lib
     from=$(cargo_here metadata --locked --no-deps --format-version 1 |
         sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/dist
 }
@@ -61,46 +64,65 @@ tree() {
     ln -sf "libsvdq.so.$version" "$1/lib/libsvdq.so.$major"
     ln -sf "libsvdq.so.$major" "$1/lib/libsvdq.so"
     copy 644 "$from/libsvdq.a" "$1/lib/"
-    strip --strip-debug "$1/lib/libsvdq.a"
+    # What rustc keeps for itself is most of it.
+    strip --strip-debug -R .llvmbc -R .llvmcmd "$1/lib/libsvdq.a"
     fill svdqConfig.cmake "$1/lib/cmake/svdq/svdqConfig.cmake"
     fill svdqConfigVersion.cmake "$1/lib/cmake/svdq/svdqConfigVersion.cmake"
     fill svdq.pc "$1/lib/pkgconfig/svdq.pc"
     copy 644 "$sources"/LICENSE-* "$1/share/doc/svdq/"
-    copy 644 "$sources/assets/tokenizers/NOTICE.md" "$1/share/doc/svdq/NOTICE-tokenizers.md"
-    third_party >"$1/share/doc/svdq/THIRD-PARTY.txt"
+    third_party >"$1/share/doc/svdq/THIRD-PARTY.md"
 }
 
-# The licences of the crates that are linked in, as their packages have them.
+# The licences of what the library has in it: vocabularies, crates as their packages say, Rust's standard library.
 third_party() {
-    local folders name version licence files
+    local folders std name version licence files file sum
+    local -A first
+    echo "# What libsvdq contains"
+    printf '\n#%s\n' "$(cat "$sources/assets/tokenizers/NOTICE.md")"
     folders=$(cargo_here metadata --locked "${features[@]}" --filter-platform "$host" --format-version 1 |
         grep -o '"manifest_path":"[^"]*/Cargo.toml"' | cut -d'"' -f4 | xargs -n1 dirname)
-    echo "libsvdq contains these packages and Rust's standard library (MIT OR Apache-2.0)."
     cargo_here tree --locked "${features[@]}" --edges normal,no-proc-macro --prefix none --format '{p} {l}' |
         sed 's/ ([^)]*)//' | sort -u |
         while read -r name version licence; do
             [ "$name" != libsvdq ] || continue
-            printf '\n======== %s %s: %s\n' "$name" "${version#v}" "$licence"
+            printf '\n## %s %s\n%s\n' "$name" "${version#v}" "$licence"
             files=$(grep "/$name-${version#v}\$" <<<"$folders" |
                 xargs -I{} find {} -maxdepth 1 -type f \( -iname 'licen*' -o -iname 'copying*' -o -iname 'notice*' \) |
                 sort)
+            [ -n "$files" ] || { echo "install.sh: $name $version has no licence with it" >&2; exit 1; }
             for file in $files; do
-                printf -- '-------- %s\n' "$(basename "$file")"
-                cat "$file"
+                sum=$(md5sum <"$file")
+                if [ -n "${first[$sum]-}" ]; then
+                    printf '\n%s: the same as of %s\n' "$(basename "$file")" "${first[$sum]}"
+                else
+                    first[$sum]="$name ${version#v}, $(basename "$file")"
+                    printf '\n%s:\n\n' "$(basename "$file")"
+                    sed 's/\r$//; s/^/    /; s/ *$//' "$file"
+                fi
             done
         done
+    printf "\n## Rust's standard library\nMIT OR Apache-2.0; LICENSE-MIT and LICENSE-APACHE have the texts.\n\n"
+    std=$(rustc --print sysroot)/share/doc/rust/COPYRIGHT-library.html
+    if [ -f "$std" ]; then
+        sed -E "s/<[^>]*>//g; s/&(#60|lt);/</g; s/&(#62|gt);/>/g; s/&(#34|quot);/\"/g; s/&#39;/'/g; s/&(#38|amp);/\\&/g
+            s/^/    /; s/ *\$//" "$std" | cat -s
+    else
+        echo "What it contains in turn is in COPYRIGHT-library.html of Rust's distribution."
+    fi
 }
 
 write_archive() {
-    local platform name work
+    local platform name work engine
     platform=$(sed 's/^\([^-]*\)-[^-]*-\([^-]*\).*/\2-\1/' <<<"$host") # linux-x86_64
     name=svdq-$version-$platform
     work=$(mktemp -d)
     trap "rm -rf '$work'" EXIT
     tree "$work/$name"
     cp -r "$sources/README.md" "$sources/examples-c" "$work/$name/"
-    "$sources/bindings/unity/package.sh" "$work/$name/unity" --linux "$from/libsvdq.so"
-    "$sources/bindings/unreal/package.sh" "$work/$name/unreal" --linux "$from/libsvdq.so"
+    for engine in unity unreal; do
+        "$sources/bindings/$engine/package.sh" "$work/$name/$engine" --linux "$from/libsvdq.so" \
+            --notices "$work/$name/share/doc/svdq/THIRD-PARTY.md"
+    done
     mkdir -p "$archive"
     tar -C "$work" --sort=name --mtime="@${SOURCE_DATE_EPOCH:-0}" --owner=0 --group=0 --numeric-owner \
         --mode=u+w,go-w,a+rX -cf - "$name" | gzip -n >"$archive/$name.tar.gz"

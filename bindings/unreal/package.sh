@@ -1,9 +1,10 @@
 #!/bin/sh
 # Makes the plugin ready for a project's Plugins folder: copies it, and into it the headers and libraries.
 #
-#   package.sh OUT [--linux libsvdq.so] [--win64 svdq.dll svdq.dll.lib]
+#   package.sh OUT [--linux libsvdq.so] [--win64 svdq.dll svdq.dll.lib] [--notices THIRD-PARTY.md]
 #
-# OUT/SVDQ must not exist. A platform that is not named has no library in it, and cannot be built for.
+# OUT/SVDQ must not exist. A platform that is not named has no library in it, and cannot be built for. A plugin that is
+# given to others needs the licences of what is in the libraries: packaging/install.sh installs them as THIRD-PARTY.md.
 set -eu
 
 fail() {
@@ -11,7 +12,7 @@ fail() {
     exit 1
 }
 
-[ $# -ge 1 ] || fail "usage: package.sh OUT [--linux libsvdq.so] [--win64 svdq.dll svdq.dll.lib]"
+[ $# -ge 1 ] || fail "usage: package.sh OUT [--linux libsvdq.so] [--win64 svdq.dll svdq.dll.lib] [--notices THIRD-PARTY.md]"
 here=$(cd "$(dirname "$0")" && pwd)
 out=$1/SVDQ
 shift
@@ -19,6 +20,7 @@ shift
 
 mkdir -p "$(dirname "$out")"
 cp -R "$here/SVDQ" "$out"
+cp "$here/README.md" "$here/../../LICENSE-MIT" "$here/../../LICENSE-APACHE" "$out/"
 library=$out/Source/ThirdParty/SVDQLibrary
 mkdir -p "$library/include"
 cp "$here/../../include/svdq.h" "$here/../cpp/svdq.hpp" "$library/include/"
@@ -38,6 +40,11 @@ while [ $# -gt 0 ]; do
         cp "$2" "$library/bin/Win64/svdq.dll"
         cp "$3" "$library/lib/Win64/svdq.dll.lib"
         shift 3
+        ;;
+    --notices)
+        [ $# -ge 2 ] || fail "--notices THIRD-PARTY.md"
+        cp "$2" "$library/THIRD-PARTY.md"
+        shift 2
         ;;
     *) fail "what is $1?" ;;
     esac

@@ -64,8 +64,9 @@ fn raw_bindings_are_fresh() {
 fn every_asset_has_its_meta_and_every_meta_its_asset() {
     let package = package();
     let mut assets: BTreeSet<PathBuf> = meta::assets(&package).into_iter().collect();
-    // The libraries come with a release; their settings are here.
+    // These come with a release; their settings are here.
     assets.extend(["libsvdq.so", "svdq.dll"].map(|name| Path::new("Runtime/Plugins/x86_64").join(name)));
+    assets.insert("Third Party Notices.md".into());
     let mut guids = BTreeMap::new();
     for asset in &assets {
         let text = meta::meta(&package, asset);
@@ -118,8 +119,8 @@ fn the_manifest_says_what_is_there() {
     let changes = fs::read_to_string(package.join("CHANGELOG.md")).unwrap();
     assert!(changes.contains(&format!("## [{}]", env!("CARGO_PKG_VERSION"))), "{changes}");
     for url in ["documentationUrl", "changelogUrl", "licensesUrl"] {
-        let file = manifest[url].as_str().unwrap().rsplit('/').next().unwrap();
-        assert!(package.join(file).is_file(), "{file}");
+        let file = manifest[url].as_str().unwrap().split_once("/blob/main/").unwrap().1;
+        assert!(repository(file).is_file(), "{file}");
     }
 }
 
@@ -159,16 +160,26 @@ fn assemblies_are_well_formed() {
 }
 
 #[test]
-fn package_sh_adds_the_libraries() {
+fn package_sh_adds_libraries_and_notices() {
     let folder = scratch("unity_package");
-    let mut script = Command::new(repository("bindings/unity/package.sh"));
-    run(script.arg(&folder).arg("--linux").arg(library("libsvdq.so")));
-    let package = folder.join("com.libsvdq.svdq");
-    let plugins = package.join("Runtime/Plugins/x86_64");
-    assert_eq!(fs::read(plugins.join("libsvdq.so")).unwrap(), fs::read(library("libsvdq.so")).unwrap());
-    let assets = meta::assets(&package);
-    let wanted: BTreeSet<_> = assets.iter().map(|asset| format!("{}.meta", asset.display())).collect();
-    assert_eq!(metas(&package), wanted, "no settings without a file");
+    let notices = folder.join("THIRD-PARTY.md");
+    fs::write(&notices, "licences").unwrap();
+    for (name, with_notices) in [("with", true), ("without", false)] {
+        let mut script = Command::new(repository("bindings/unity/package.sh"));
+        script.arg(folder.join(name)).arg("--linux").arg(library("libsvdq.so"));
+        if with_notices {
+            script.arg("--notices").arg(&notices);
+        }
+        run(&mut script);
+        let package = folder.join(name).join("com.libsvdq.svdq");
+        let plugins = package.join("Runtime/Plugins/x86_64");
+        assert_eq!(fs::read(plugins.join("libsvdq.so")).unwrap(), fs::read(library("libsvdq.so")).unwrap());
+        let text = fs::read_to_string(package.join("Third Party Notices.md"));
+        assert_eq!(text.ok().as_deref(), with_notices.then_some("licences"));
+        let assets = meta::assets(&package);
+        let wanted: BTreeSet<_> = assets.iter().map(|asset| format!("{}.meta", asset.display())).collect();
+        assert_eq!(metas(&package), wanted, "no settings without a file");
+    }
 }
 
 /// The C# files of a folder and those below.

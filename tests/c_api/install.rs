@@ -60,8 +60,7 @@ fn installs_what_c_programs_need_and_no_paths() {
         "lib/pkgconfig/svdq.pc",
         "share/doc/svdq/LICENSE-APACHE",
         "share/doc/svdq/LICENSE-MIT",
-        "share/doc/svdq/NOTICE-tokenizers.md",
-        "share/doc/svdq/THIRD-PARTY.txt",
+        "share/doc/svdq/THIRD-PARTY.md",
     ];
     assert_eq!(files(&prefix), expected.map(str::to_owned).into());
     assert_eq!(env!("CARGO_PKG_VERSION"), "0.1.0", "name the new version above");
@@ -70,11 +69,14 @@ fn installs_what_c_programs_need_and_no_paths() {
         let text = fs::read_to_string(prefix.join(name)).unwrap();
         assert!(!text.contains(" /") && !text.contains("\"/") && !text.contains('@'), "{name}: {text}");
     }
-    let notices = fs::read_to_string(prefix.join("share/doc/svdq/THIRD-PARTY.txt")).unwrap();
-    for package in ["tokenizers", "cudarc", "serde_json", "rayon"] {
-        assert!(notices.contains(&format!("\n======== {package} ")), "{package} is not in THIRD-PARTY.txt");
+    let notices = fs::read_to_string(prefix.join("share/doc/svdq/THIRD-PARTY.md")).unwrap();
+    for package in
+        ["Tokenizers of FLUX.1", "tokenizers ", "cudarc ", "serde_json ", "rayon ", "Rust's standard"]
+    {
+        assert!(notices.contains(&format!("\n## {package}")), "{package} is not in THIRD-PARTY.md");
     }
     assert!(notices.matches("Permission is hereby granted").count() > 20, "there are no licences");
+    assert!(!notices.contains("&#"), "HTML is left");
 }
 
 #[test]
@@ -187,9 +189,13 @@ fn the_archive_has_everything_and_is_reproducible() {
         "lib/cmake/svdq/svdqConfig.cmake",
         "share/doc/svdq/LICENSE-MIT",
         "unity/com.libsvdq.svdq/package.json",
+        "unity/com.libsvdq.svdq/Third Party Notices.md",
         "unity/com.libsvdq.svdq/Runtime/Plugins/x86_64/libsvdq.so",
         "unreal/SVDQ/SVDQ.uplugin",
+        "unreal/SVDQ/README.md",
+        "unreal/SVDQ/LICENSE-MIT",
         "unreal/SVDQ/Source/ThirdParty/SVDQLibrary/include/svdq.h",
+        "unreal/SVDQ/Source/ThirdParty/SVDQLibrary/THIRD-PARTY.md",
         EXAMPLE,
     ] {
         assert!(files.contains(file), "{file} is not in the archive: {files:#?}");
