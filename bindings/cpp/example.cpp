@@ -1,7 +1,7 @@
 // example.cpp: a picture from a prompt, made in the background, written as a PPM.
 //
-//   c++ -std=c++11 example.cpp -I../../include -L../../target/dist -lsvdq -o example
-//   ./example ../../assets/demo "pixel art blue potion" potion.ppm
+//   c++ -std=c++11 example.cpp $(pkg-config --cflags --libs svdq) -o example
+//   ./example assets/demo "pixel art blue potion" potion.ppm
 //
 // Nothing in it depends on exceptions: with -fno-exceptions it is the same program.
 
