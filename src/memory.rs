@@ -1,8 +1,12 @@
 //! The host's memory for all that grows with files and pictures: the system's, or the caller's.
+//!
+//! Matrices and tables come from here: weights, what they are decoded and unpacked to on their way to a device, activations,
+//! pixels. Always the system's are headers, tokenizers and configs; vectors, such as biases; and while a checkpoint is
+//! loaded that splits q, k and v in 4 bits, the packed bytes of the one linear that they become.
 
 #![allow(unsafe_code, reason = "allocates")]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ffi::c_void;
 use std::fmt::{self, Display};
 use std::marker::PhantomData;
@@ -256,6 +260,16 @@ impl<T: Plain> Buf<T> {
             rest = after;
         }
         Ok(all)
+    }
+}
+
+/// A copy in the system's memory. Aborts as `Vec` does if there is none.
+impl<T: Plain> From<Vec<T>> for Buf<T> {
+    fn from(values: Vec<T>) -> Self {
+        match Buf::copy_of(&HostMemory::default(), &values, "a copy") {
+            Ok(copy) => copy,
+            Err(_) => handle_alloc_error(Layout::for_value(&values[..])),
+        }
     }
 }
 

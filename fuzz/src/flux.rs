@@ -57,7 +57,7 @@ pub(super) fn layers(weights: &FluxWeights, check: impl Fn(&LinearSource<'_>)) {
 /// Sizes are what the functions that unpack demand: on others they panic.
 fn check(linear: &LinearSource<'_>) {
     match linear {
-        LinearSource::Dense(d) => assert_eq!(d.weight.len(), d.n * d.k),
+        LinearSource::Dense(d) => assert_eq!(d.weight.values().expect("memory").len(), d.n * d.k),
         LinearSource::Awq(a) => {
             let (weights, vectors) = (a.n * a.k, 2 * a.n * a.k / a.group);
             assert!(a.n % (4 * a.chunks) == 0 && a.k % a.group == 0);

@@ -8,7 +8,7 @@ use super::device::LoraWeights;
 use super::{Model, report};
 use crate::Result;
 pub use crate::lora::LoraInfo;
-use crate::weights::{Checkpoint, Source};
+use crate::weights::{Checkpoint, Loading, Source};
 
 /// A LoRA that is loaded for one model, which it keeps alive. A clone is another handle to the same weights.
 ///
@@ -31,9 +31,10 @@ impl Lora {
     /// [`crate::Error::WrongModel`] if it was made for another model, [`crate::Error::Unsupported`] for LoKr, LoHa,
     /// DoRA and other relatives of LoRAs, [`crate::Error::BadFormat`] for a damaged file.
     pub fn load(model: &Model, source: impl Into<Source>) -> Result<Self> {
-        let _turn = model.scheduler().0.enter(None)?;
+        let turn = model.scheduler().0.enter(None)?;
         let start = Instant::now();
-        let file = Checkpoint::open(source.into().location())?;
+        let loading = Loading::new(turn.cancel().clone(), model.context().memory.clone());
+        let file = Checkpoint::open(source.into().location())?.with(&loading);
         let (weights, info) = model.pipeline().load_lora(&file)?;
         report::lora(model.log(), file.path(), &info, start.elapsed());
         Ok(Lora(Arc::new(Inner { model: model.clone(), weights, info })))

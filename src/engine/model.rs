@@ -126,8 +126,8 @@ impl Model {
     /// # Errors
     /// As [`Model::load`], for sizes that make no model.
     pub fn random(context: &Context, sizes: &RandomSizes, profile: Option<Profile>) -> Result<Self> {
-        let RandomParts { transformer, clip, t5, vae } = &RandomParts::new(sizes)?;
-        let loading = &Loading::default();
+        let loading = &Loading::new(Cancel::default(), context.memory.clone());
+        let RandomParts { transformer, clip, t5, vae } = &RandomParts::new(sizes, loading)?;
         let parts = Parts { transformer, clip, t5, vae, folder: None, loading, image_input: false };
         let options = ModelOptions { profile, ..Default::default() };
         Self::of_parts(context, &options, &parts, &Defaults::default())

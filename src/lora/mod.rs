@@ -69,7 +69,7 @@ pub fn load<D: Device>(dev: &D, file: &Checkpoint, sites: [&Sites; 3]) -> Result
             patches[first.network as usize].updates.push((first.site, update, first.scale));
         }
         for (network, site, values) in &vectors {
-            let vector = dev.load_tensor(values, values.len())?;
+            let vector = dev.load_tensor(values.values()?, values.count())?;
             patches[*network as usize].vectors.push((*site, vector));
         }
         Ok(patches)

@@ -141,16 +141,15 @@ pub(super) fn source<'a>(file: &Checkpoint, group: &[Piece<'a>]) -> Result<LowRa
         false => {
             let row = |row: usize| first.columns.start + row * width..first.columns.end + row * width;
             let mut rows = Numbers::default();
-            (0..rank)
-                .try_for_each(|r| values(file, &first.down, row(r)).map(|values| rows.append(values)))?;
+            (0..rank).try_for_each(|r| rows.append(values(file, &first.down, row(r))?))?;
             rows
         }
     };
     let (mut up, mut bias) = (Numbers::default(), Vec::new());
     for Piece { up: tensor, bias: b, up_rows, .. } in group {
-        up.append(values(file, tensor, up_rows.start * rank..up_rows.end * rank)?);
+        up.append(values(file, tensor, up_rows.start * rank..up_rows.end * rank)?)?;
         if let Some(b) = b {
-            bias.extend_from_slice(&values(file, b, up_rows.clone())?);
+            bias.extend_from_slice(values(file, b, up_rows.clone())?.values()?);
         }
     }
     Ok(LowRankSource { n, k, rows: first.rows.start..last.rows.end, rank, down, up, bias })

@@ -47,7 +47,7 @@ fn path(name: &str) -> PathBuf {
 /// A tensor of `io.safetensors`.
 fn expected(name: &str) -> Vec<f32> {
     let io = Checkpoint::open(&path("io")).unwrap();
-    io.f32(name, io.get(name).unwrap().shape).unwrap()
+    io.f32(name, io.get(name).unwrap().shape).unwrap().to_vec()
 }
 
 impl Networks {

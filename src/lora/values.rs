@@ -35,12 +35,13 @@ pub(super) fn values<'a>(
 ) -> Result<Numbers<'a>> {
     let size = tensor.dtype.bitsize() / 8;
     let bytes = &tensor.bytes[elements.start * size..elements.end * size];
-    let Some(values) = Numbers::stored(tensor.dtype, bytes, 1.0) else {
+    let Some(values) = Numbers::stored(file.memory(), tensor.dtype, bytes, 1.0) else {
         return Err(file.bad(tensor.name, format!("has dtype {}; {READABLE}", tensor.dtype)));
     };
-    match values.first_not_finite() {
+    match values.first_not_finite()? {
         Some(at) => {
-            Err(file.bad(tensor.name, format!("holds {} at element {}", values[at], elements.start + at)))
+            let what = format!("holds {} at element {}", values.values()?[at], elements.start + at);
+            Err(file.bad(tensor.name, what))
         }
         None => Ok(values),
     }
@@ -57,7 +58,7 @@ pub(super) fn number(file: &Checkpoint, tensor: &Loaded<'_>) -> Result<f32> {
     let number = match tensor.dtype {
         Dtype::I64 => tensor.bytes.as_chunks().0.iter().map(|&b| i64::from_le_bytes(b) as f32).sum(),
         Dtype::F64 => tensor.bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32).sum(),
-        _ => values(file, tensor, 0..1)?[0],
+        _ => values(file, tensor, 0..1)?.values()?[0],
     };
     match f32::is_finite(number) {
         true => Ok(number),

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::embedding::{Embedding, fuse_rows};
 use crate::lora::{Linear, Run, Sites};
+use crate::memory::Buf;
 use crate::ops::{Activation, Attention, Device, LinearSource, Mask, Norm, Usage};
 use crate::weights::{Checkpoint, Location, PartKind, read_json};
 use crate::{Error, Result};
@@ -97,7 +98,7 @@ pub struct Clip<D: Device> {
     sites: Sites,
     tokens: Embedding,
     /// `[max_position_embeddings, hidden]`
-    positions: Vec<f32>,
+    positions: Buf<f32>,
     layers: Vec<Layer<D>>,
     final_norm: LayerNorm<D>,
     heads: usize,
@@ -146,7 +147,11 @@ impl<D: Device> Clip<D> {
         let positions = names.name("embeddings.position_embedding.weight");
         Ok(Clip {
             tokens: Embedding::load(dev.memory(), weights, &tokens, config.vocab_size, hidden)?,
-            positions: weights.f32(&positions, &[config.max_position_embeddings, hidden])?,
+            positions: Buf::copy_of(
+                dev.memory(),
+                &weights.f32(&positions, &[config.max_position_embeddings, hidden])?,
+                "a table of positions",
+            )?,
             layers: (0..config.num_hidden_layers)
                 .map(|i| names.layer(dev, &mut sites, i, &config, act))
                 .collect::<Result<_>>()?,
@@ -280,7 +285,7 @@ impl<'a> Names<'a> {
         let parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
         let [q, k, v] = parts;
         let [q, k, v] = [dense(q, hidden, hidden)?, dense(k, hidden, hidden)?, dense(v, hidden, hidden)?];
-        let qkv = LinearSource::Dense(fuse_rows([q, k, v]));
+        let qkv = LinearSource::Dense(fuse_rows([q, k, v])?);
         let qkv = sites.linear(dev, Usage::Encoder, &qkv, parts.iter().map(|part| name(part)))?;
         let mut linear = |part: &str, n, k| {
             sites.linear(

@@ -2,7 +2,7 @@
 
 use crate::memory::{Buf, HostMemory};
 use crate::ops::{DenseSource, Storage};
-use crate::weights::float::{READABLE, decode};
+use crate::weights::float::{READABLE, decode, is_readable};
 use crate::weights::{Checkpoint, Dtype, Numbers};
 use crate::{Error, Result};
 
@@ -27,7 +27,7 @@ impl Embedding {
         cols: usize,
     ) -> Result<Self> {
         let tensor = weights.tensor(name, &[rows, cols])?;
-        if decode(tensor.dtype, &[]).is_none() {
+        if !is_readable(tensor.dtype) {
             return Err(weights.bad(name, format!("has dtype {}; {READABLE}", tensor.dtype)));
         }
         let scale = weights.scale(name)?.unwrap_or(1.0);
@@ -63,25 +63,28 @@ impl Embedding {
                 )));
             }
             let size = self.bytes.len() / self.rows;
-            let values = decode(self.dtype, &self.bytes[row * size..][..size]).unwrap_or_default();
-            to.iter_mut().zip(values).for_each(|(to, value)| *to = value * self.scale);
+            decode(self.dtype, &self.bytes[row * size..][..size], to);
+            to.iter_mut().for_each(|value| *value *= self.scale);
         }
         Ok(gathered)
     }
 }
 
 /// One linear that gives the outputs of all `parts` side by side. They have the same inputs.
-pub(super) fn fuse_rows<const N: usize>(parts: [DenseSource<'_>; N]) -> DenseSource<'_> {
+///
+/// # Errors
+/// [`Error::OutOfHostMemory`]
+pub(super) fn fuse_rows<const N: usize>(parts: [DenseSource<'_>; N]) -> Result<DenseSource<'_>> {
     let weight = Numbers::default();
     let mut fused = DenseSource { n: 0, k: 0, weight, bias: Vec::new(), storage: Storage::Bf16 };
     for part in parts {
         fused.n += part.n;
         fused.k = part.k;
-        fused.weight.append(part.weight);
+        fused.weight.append(part.weight)?;
         fused.bias.extend(part.bias);
         if part.storage == Storage::F32 {
             fused.storage = Storage::F32;
         }
     }
-    fused
+    Ok(fused)
 }

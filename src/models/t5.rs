@@ -153,7 +153,11 @@ impl<D: Device> T5<D> {
         Ok(T5 {
             tokens: Embedding::load(dev.memory(), weights, tokens(weights), config.vocab_size, d_model)?,
             distances: Distances {
-                table: weights.f32(DISTANCES, &[buckets, heads])?,
+                table: Buf::copy_of(
+                    dev.memory(),
+                    &weights.f32(DISTANCES, &[buckets, heads])?,
+                    "a table of distances",
+                )?,
                 heads,
                 half: buckets / 2,
                 far: config.relative_attention_max_distance,
@@ -211,7 +215,7 @@ impl<D: Device> Layer<D> {
         let [q, k, v] = parts;
         let qkv = match [source(q)?, source(k)?, source(v)?] {
             [LinearSource::Dense(q), LinearSource::Dense(k), LinearSource::Dense(v)] => {
-                LinearSource::Dense(fuse_rows([q, k, v]))
+                LinearSource::Dense(fuse_rows([q, k, v])?)
             }
             [LinearSource::Awq(q), LinearSource::Awq(k), LinearSource::Awq(v)] => {
                 LinearSource::Awq(stack_awq([q, k, v]))
@@ -331,7 +335,7 @@ fn stack_awq<'a>(parts: [AwqSource<'a>; 3]) -> AwqSource<'a> {
 /// `far`; beyond that all distances share the last bucket.
 struct Distances {
     /// `[buckets, heads]`
-    table: Vec<f32>,
+    table: Buf<f32>,
     heads: usize,
     half: usize,
     far: usize,
@@ -415,7 +419,8 @@ mod tests {
             let altered = golden.altered(|a| {
                 for (kind, shape, bytes) in a.tensors.values_mut().filter(|t| t.1.len() == 2) {
                     let codes: Vec<u8> = (0..shape.iter().product()).map(code).collect();
-                    let values = crate::weights::float::decode(Dtype::F8_E4M3, &codes).unwrap();
+                    let mut values = vec![0.0; codes.len()];
+                    crate::weights::float::decode(Dtype::F8_E4M3, &codes, &mut values);
                     *kind = dtype;
                     *bytes = if dtype == Dtype::BF16 { pack::f32_to_bf16(&values) } else { codes };
                 }
@@ -455,7 +460,11 @@ mod tests {
             let nibble = col % 32 / 8;
             let code = ((word * 2 + nibble / 2) * 7) as u8 >> (nibble % 2 * 4) & 15;
             let scale = bf16::from_f32(0.5 + (col / 128 * n + row) as f32 / 8.0).to_f32();
-            assert_eq!(linear.weight[row * k + col], f32::from(code) * scale + scale, "({row}, {col})");
+            assert_eq!(
+                linear.weight.values().unwrap()[row * k + col],
+                f32::from(code) * scale + scale,
+                "({row}, {col})"
+            );
         }
         for (shape, codes, scales, n, k, expected) in [
             ([2, 256], Dtype::I16, [1, 8], 8, 256, "`x.scales` has shape [1, 8], [2, 8] is expected"),
@@ -516,7 +525,7 @@ mod tests {
                 put(a, &format!("{layer}.scaled_zeros"), Dtype::BF16, &[k / 128, n], source.wzeros.to_vec());
             } else {
                 let weight = pack::unpack_awq(&source).weight;
-                let bytes = weight.iter().flat_map(|w| w.to_le_bytes()).collect();
+                let bytes = weight.values().unwrap().iter().flat_map(|w| w.to_le_bytes()).collect();
                 put(a, &name, Dtype::F32, &[n, k], bytes);
             }
         }
@@ -581,7 +590,7 @@ mod tests {
     #[test]
     fn buckets_of_flux() {
         // First distance of every bucket: 8 exact ones, then 8 · 16^(i/8).
-        let distances = Distances { table: vec![], heads: 64, half: 16, far: 128 };
+        let distances = Distances { table: Buf::default(), heads: 64, half: 16, far: 128 };
         let first: Vec<usize> =
             (0..16).map(|b| (0..512).find(|&d| distances.bucket(d) == b).unwrap()).collect();
         assert_eq!(first, [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91]);
@@ -591,7 +600,7 @@ mod tests {
     #[test]
     fn bias_is_by_head_and_distance() {
         // Head h: 10 h + bucket. Buckets 0 and 1: at and before the query, 3: after it.
-        let table = vec![0.0, 10.0, 1.0, 11.0, 2.0, 12.0, 3.0, 13.0];
+        let table = vec![0.0, 10.0, 1.0, 11.0, 2.0, 12.0, 3.0, 13.0].into();
         let distances = Distances { table, heads: 2, half: 2, far: 3 };
         let memory = HostMemory::default();
         assert_eq!(distances.bias(&memory, 2).unwrap(), [1.0, 0.0, 3.0, 11.0, 10.0, 13.0]);

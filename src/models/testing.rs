@@ -27,7 +27,7 @@ impl Golden {
 
     /// An input or output, whatever its shape.
     pub(crate) fn values(&self, name: &str) -> Vec<f32> {
-        self.io.f32(name, self.io.get(name).unwrap().shape).unwrap()
+        self.io.f32(name, self.io.get(name).unwrap().shape).unwrap().to_vec()
     }
 
     /// `[prompts, tokens]` of token ids.

@@ -84,7 +84,7 @@ impl Device for Shapes {
         let check = |source: &LowRankSource<'_>| {
             let LowRankSource { n, k, ref rows, rank, .. } = *source;
             assert!(rows.end <= n);
-            assert_eq!([source.down.len(), source.up.len()], [rank * k, rows.len() * rank]);
+            assert_eq!([source.down.count(), source.up.count()], [rank * k, rows.len() * rank]);
             assert!([0, rows.len()].contains(&source.bias.len()));
             LowRank { n, k }
         };

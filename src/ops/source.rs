@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use crate::memory::Buf;
 use crate::weights::Numbers;
 
 /// How precisely the checkpoint stores a dense weight: what a device may keep without loss.
@@ -159,7 +160,7 @@ pub struct ConvSource {
     /// The input is doubled in both directions by nearest neighbour first.
     pub upsample: bool,
     /// `[n, c, kernel, kernel]`.
-    pub weight: Vec<f32>,
+    pub weight: Buf<f32>,
     /// `[n]`.
     pub bias: Vec<f32>,
 }

@@ -68,9 +68,12 @@ impl Inputs {
 
     /// Takes note of a block's modulation: chunks of shift, scale and gate, once (single blocks) or for
     /// attention and MLP.
-    pub(super) fn enter_block(&mut self, modulation: &DenseSource<'_>, chunks: usize) {
+    ///
+    /// # Errors
+    /// [`Error::OutOfHostMemory`]
+    pub(super) fn enter_block(&mut self, modulation: &DenseSource<'_>, chunks: usize) -> Result<()> {
         let hidden = modulation.n / chunks;
-        let weight = Matrix::new(modulation.n, modulation.k, modulation.weight.to_vec());
+        let weight = Matrix::new(modulation.n, modulation.k, modulation.weight.values()?.to_vec());
         let table = product(Left::Plain(&weight), &self.conditioning, self.threads);
         let power = |row: usize| -> f32 {
             let bias = modulation.bias[row];
@@ -83,6 +86,7 @@ impl Inputs {
                 .collect()
         };
         self.modulated = [rms(0), rms(chunks - 3)];
+        Ok(())
     }
 
     /// Root mean squares of the `k` inputs of a linear of the current block, up to a common factor; all the
@@ -108,7 +112,8 @@ fn embed(weights: &FluxWeights, name: &str, input: Matrix, threads: usize) -> Re
         if index == 1 {
             x.data.iter_mut().for_each(|v| *v = silu(*v));
         }
-        x = product(Left::Plain(&Matrix::new(linear.n, linear.k, linear.weight.into_values())), &x, threads);
+        let weight = Matrix::new(linear.n, linear.k, linear.weight.values()?.to_vec());
+        x = product(Left::Plain(&weight), &x, threads);
         for (row, bias) in x.data.chunks_exact_mut(SAMPLES).zip(linear.bias) {
             row.iter_mut().for_each(|v| *v += bias);
         }

@@ -1,5 +1,6 @@
 //! One linear of the transformer, from its dense weights to the tensors of the file.
 
+use crate::Result;
 use crate::ops::DenseSource;
 use crate::weights::flux::Part;
 use crate::weights::pack::{
@@ -20,36 +21,40 @@ pub(super) struct Layer {
 }
 
 /// Quantises a linear; a modulation has `chunks` chunks.
+///
+/// # Errors
+/// [`crate::Error::OutOfHostMemory`]
 pub(super) fn quantize(
     dense: DenseSource<'_>,
     part: Part,
     chunks: usize,
     inputs: &Inputs,
     options: &QuantizeOptions,
-) -> Layer {
+) -> Result<Layer> {
     match part {
         Part::Modulation => modulation(dense, chunks, inputs, options.threads()),
         _ => low_rank(dense, part, inputs, options),
     }
 }
 
-fn modulation(dense: DenseSource<'_>, chunks: usize, inputs: &Inputs, threads: usize) -> Layer {
+fn modulation(dense: DenseSource<'_>, chunks: usize, inputs: &Inputs, threads: usize) -> Result<Layer> {
     let DenseSource { n, k, weight, bias, .. } = dense;
-    let awq = awq::quantize(&Matrix::new(n, k, weight.into_values()), &bias, chunks, inputs, threads);
+    let awq =
+        awq::quantize(&Matrix::new(n, k, weight.into_values()?.to_vec()), &bias, chunks, inputs, threads);
     let tensors = vec![
         ("qweight", pack_awq_codes(&awq.codes, n, k)),
         ("wscales", f32_to_bf16(&awq.scales)),
         ("wzeros", f32_to_bf16(&awq.zeros)),
         ("bias", f32_to_bf16(&awq.bias)),
     ];
-    Layer { tensors, sqnr_db: awq.sqnr_db }
+    Ok(Layer { tensors, sqnr_db: awq.sqnr_db })
 }
 
-fn low_rank(dense: DenseSource<'_>, part: Part, inputs: &Inputs, options: &QuantizeOptions) -> Layer {
+fn low_rank(dense: DenseSource<'_>, part: Part, inputs: &Inputs, options: &QuantizeOptions) -> Result<Layer> {
     let DenseSource { n, k, weight, mut bias, .. } = dense;
     bias.resize(n, 0.0); // the out projection of a single block has none of its own
     let dense = svdq::Dense {
-        weight: Matrix::new(n, k, weight.into_values()),
+        weight: Matrix::new(n, k, weight.into_values()?.to_vec()),
         bias: &bias,
         input_rms: &inputs.rms(part, k),
         shifted: part == Part::Fc2,
@@ -68,5 +73,5 @@ fn low_rank(dense: DenseSource<'_>, part: Part, inputs: &Inputs, options: &Quant
         ("lora_down", pack_lora_down(&svdq.down.data, k, options.rank)),
         ("lora_up", pack_lora_up(&svdq.up.data, n, options.rank)),
     ];
-    Layer { tensors, sqnr_db: svdq.sqnr_db }
+    Ok(Layer { tensors, sqnr_db: svdq.sqnr_db })
 }

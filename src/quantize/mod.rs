@@ -118,9 +118,9 @@ pub fn quantize(
         let dense = read(&weights, block, part, layer_name, &shape)?;
         let [n, k] = [dense.n, dense.k];
         if part == Part::Modulation {
-            inputs.enter_block(&dense, block.chunks());
+            inputs.enter_block(&dense, block.chunks())?;
         }
-        let Layer { tensors, sqnr_db } = layer::quantize(dense, part, block.chunks(), &inputs, options);
+        let Layer { tensors, sqnr_db } = layer::quantize(dense, part, block.chunks(), &inputs, options)?;
         for (suffix, bytes) in tensors {
             writer.write(&format!("{layer_name}.{suffix}"), &bytes)?;
         }
@@ -203,7 +203,7 @@ fn read<'a>(
     let LinearSource::Dense(dense) = source else {
         return Err(bad("is 4-bit already".into()));
     };
-    if let Some(at) = dense.weight.iter().chain(&dense.bias).position(|v| !v.is_finite()) {
+    if let Some(at) = dense.weight.values()?.iter().chain(&dense.bias).position(|v| !v.is_finite()) {
         return Err(bad(format!("has a value that is not finite, at element {at} of its weight and bias")));
     }
     let elements: usize = shape.iter().product::<usize>() * if part == Part::Modulation { 8 } else { 2 };

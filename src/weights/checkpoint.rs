@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use safetensors::Dtype;
 
-use super::float::{READABLE, decode, is_exact_in_bf16, is_fp8};
+use super::float::{READABLE, decode_one, is_exact_in_bf16, is_fp8};
 use super::header::Header;
 use super::loading::Loading;
 use super::locate::locate;
 use super::location::{Content, Location};
 use super::numbers::Numbers;
-use crate::memory::Buf;
+use crate::memory::{Buf, HostMemory};
 use crate::ops::{ConvSource, DenseSource, Storage};
 use crate::{Error, Result};
 
@@ -181,6 +181,11 @@ impl Checkpoint {
         self
     }
 
+    /// Where its tensors are decoded, and where they are copied to if they are no part of the file's memory.
+    pub(crate) fn memory(&self) -> &HostMemory {
+        self.loading.memory()
+    }
+
     /// Bytes of all tensors.
     pub fn size(&self) -> u64 {
         self.tensors.values().map(|entry| entry.range.len() as u64).sum()
@@ -237,7 +242,7 @@ impl Checkpoint {
     /// A copy of the bytes of a tensor.
     fn read(&self, entry: &Entry) -> Result<Buf<u8>> {
         let (Shard { path, content }, size) = (&self.shards[entry.shard], entry.range.len());
-        let mut bytes = Buf::zeroed(self.loading.memory(), size, path.display())?;
+        let mut bytes = Buf::zeroed(self.memory(), size, path.display())?;
         for (piece, start) in bytes.chunks_mut(PIECE).zip(entry.range.clone().step_by(PIECE)) {
             self.loading.check()?;
             content.read_to(path, start as u64, piece)?;
@@ -284,8 +289,8 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`Error::BadFormat`] if it is missing, shaped otherwise, or of another type, or if its scale is not one number.
-    pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        self.numbers(name, shape).map(Numbers::into_values)
+    pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Buf<f32>> {
+        self.numbers(name, shape)?.into_values()
     }
 
     /// As [`Checkpoint::f32`], decoded later.
@@ -294,7 +299,8 @@ impl Checkpoint {
     /// As [`Checkpoint::f32`].
     pub fn numbers(&self, name: &str, shape: &[usize]) -> Result<Numbers<'_>> {
         let tensor = self.tensor(name, shape)?;
-        let numbers = Numbers::stored(tensor.dtype, tensor.bytes()?, self.scale(name)?.unwrap_or(1.0));
+        let (bytes, scale) = (tensor.bytes()?, self.scale(name)?.unwrap_or(1.0));
+        let numbers = Numbers::stored(self.memory(), tensor.dtype, bytes, scale);
         numbers.ok_or_else(|| self.bad(name, format!("has dtype {}; {READABLE}", tensor.dtype)))
     }
 
@@ -312,8 +318,8 @@ impl Checkpoint {
         else {
             return Ok(None);
         };
-        match decode(scale.dtype, scale.bytes()?).as_deref() {
-            Some(&[value]) if value.is_finite() => Ok(Some(value)),
+        match decode_one(scale.dtype, scale.bytes()?) {
+            Some(value) if value.is_finite() => Ok(Some(value)),
             _ => {
                 let what = format!(
                     "is {} {:?}; a scale of FP8 weights is one finite number",
@@ -331,7 +337,7 @@ impl Checkpoint {
     pub fn dense(&self, name: &str, n: usize, k: usize, bias: bool) -> Result<DenseSource<'_>> {
         let weight_name = format!("{name}.weight");
         let weight = self.numbers(&weight_name, &[n, k])?;
-        let bias = if bias { self.f32(&format!("{name}.bias"), &[n])? } else { vec![] };
+        let bias = if bias { self.f32(&format!("{name}.bias"), &[n])?.to_vec() } else { vec![] };
         Ok(DenseSource { n, k, weight, bias, storage: self.storage(&weight_name)? })
     }
 
@@ -349,7 +355,7 @@ impl Checkpoint {
         upsample: bool,
     ) -> Result<ConvSource> {
         let weight = self.f32(&format!("{name}.weight"), &[n, c, kernel, kernel])?;
-        let bias = self.f32(&format!("{name}.bias"), &[n])?;
+        let bias = self.f32(&format!("{name}.bias"), &[n])?.to_vec();
         Ok(ConvSource { n, c, kernel, stride, upsample, weight, bias })
     }
 

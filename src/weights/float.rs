@@ -5,22 +5,38 @@ use safetensors::Dtype;
 
 use super::pack::bf16_to_f32;
 
-/// The values of little-endian numbers; `None` for a type that is not F32, F16, BF16, F8_E4M3 or F8_E5M2.
-pub(crate) fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
-    Some(match dtype {
-        Dtype::F32 => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
-        Dtype::F16 => bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
-        Dtype::BF16 => bf16_to_f32(bytes).collect(),
-        Dtype::F8_E4M3 => bytes.iter().map(|&code| E4M3[usize::from(code)]).collect(),
-        Dtype::F8_E5M2 => bytes.iter().map(|&code| E5M2[usize::from(code)]).collect(),
-        _ => return None,
-    })
+/// Writes the values of little-endian numbers to `to`, as far as both go; nothing of a type that is not [`is_readable`].
+pub(crate) fn decode(dtype: Dtype, bytes: &[u8], to: &mut [f32]) {
+    fn write(to: &mut [f32], values: impl Iterator<Item = f32>) {
+        to.iter_mut().zip(values).for_each(|(to, value)| *to = value);
+    }
+    match dtype {
+        Dtype::F32 => write(to, bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b))),
+        Dtype::F16 => write(to, bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32())),
+        Dtype::BF16 => write(to, bf16_to_f32(bytes)),
+        Dtype::F8_E4M3 => write(to, bytes.iter().map(|&code| E4M3[usize::from(code)])),
+        Dtype::F8_E5M2 => write(to, bytes.iter().map(|&code| E5M2[usize::from(code)])),
+        _ => {}
+    }
+}
+
+/// The one value of `bytes`; `None` if there are more or fewer, or of a type that is not [`is_readable`].
+pub(crate) fn decode_one(dtype: Dtype, bytes: &[u8]) -> Option<f32> {
+    let mut value = 0.0;
+    decode(dtype, bytes, std::slice::from_mut(&mut value));
+    (is_readable(dtype) && bytes.len() * 8 == dtype.bitsize()).then_some(value)
+}
+
+/// Whether [`decode`] reads a type.
+pub(crate) fn is_readable(dtype: Dtype) -> bool {
+    use Dtype::{BF16, F8_E4M3, F8_E5M2, F16, F32};
+    matches!(dtype, F32 | F16 | BF16 | F8_E4M3 | F8_E5M2)
 }
 
 /// What [`decode`] reads, for errors.
 pub(crate) const READABLE: &str = "F32, F16, BF16, F8_E4M3 and F8_E5M2 can be read";
 
-/// Whether [`decode`] reads a type, and whether every value of it is exact in bf16.
+/// Whether [`decode`] reads a type, and every value of it is exact in bf16.
 pub(crate) fn is_exact_in_bf16(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::BF16 | Dtype::F8_E4M3 | Dtype::F8_E5M2)
 }
@@ -76,7 +92,8 @@ mod tests {
         for (name, dtype) in [("e4m3fn", Dtype::F8_E4M3), ("e5m2", Dtype::F8_E5M2)] {
             let want = golden.f32(name, &[256]).unwrap();
             let codes: Vec<u8> = (0..=255).collect();
-            let got = decode(dtype, &codes).unwrap();
+            let mut got = [0.0; 256];
+            decode(dtype, &codes, &mut got);
             for (code, (got, want)) in got.iter().zip(&want).enumerate() {
                 let same = got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan();
                 assert!(same, "{name} {code:#04x}: {got}, torch has {want}");
@@ -86,6 +103,13 @@ mod tests {
 
     #[test]
     fn integers_are_not_decoded() {
-        assert!(decode(Dtype::I8, &[0]).is_none() && decode(Dtype::F64, &[0; 8]).is_none());
+        assert!(!is_readable(Dtype::I8) && !is_readable(Dtype::F64));
+        assert!(decode_one(Dtype::I8, &[0]).is_none() && decode_one(Dtype::F64, &[0; 8]).is_none());
+    }
+
+    #[test]
+    fn one_number_is_no_more_and_no_fewer() {
+        let bytes = [0x80, 0x3f, 0x80, 0x3f];
+        assert_eq!([0, 2, 4].map(|len| decode_one(Dtype::BF16, &bytes[..len])), [None, Some(1.0), None]);
     }
 }

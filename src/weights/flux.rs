@@ -165,7 +165,7 @@ impl FluxWeights {
         let read = |name| {
             let [short, long] = ["", "attn."].map(|attn| format!("{prefix}{attn}{name}.weight"));
             let name = if self.checkpoint.get(&short).is_some() { short } else { long };
-            self.checkpoint.f32(&name, &[self.config.attention_head_dim])
+            self.checkpoint.f32(&name, &[self.config.attention_head_dim]).map(|norm| norm.to_vec())
         };
         Ok([read(q)?, read(k)?])
     }

@@ -26,7 +26,7 @@ pub use json::{parse_json, read_json, read_text};
 pub use loading::Loading;
 pub use location::{Location, ReadAt};
 pub use names::PartKind;
-pub use numbers::Numbers;
+pub use numbers::{Bytes, Numbers};
 pub use pipeline::{Defaults, PipelineFolder};
 pub use random::RandomSizes;
 pub use safetensors::Dtype;

@@ -7,9 +7,9 @@ use std::path::Path;
 use half::bf16;
 use safetensors::Dtype;
 
-use super::Checkpoint;
 use super::checkpoint::Placed;
 use super::flux::{FluxConfig, FluxWeights, inventory};
+use super::{Checkpoint, Loading};
 use crate::Result;
 
 /// Sizes of the networks of a FLUX.1 pipeline whose weights are random.
@@ -46,15 +46,15 @@ pub(crate) struct RandomParts {
 
 impl RandomParts {
     /// Random codes, scales and weights. Norms and smoothing vectors are near 1 and everything else is small, so that
-    /// activations stay finite. Takes little memory: the tensors of a checkpoint share their bytes.
+    /// activations stay finite. Takes little memory: the tensors of a checkpoint share their bytes. They belong to `loading`.
     ///
     /// # Errors
     /// As [`FluxWeights::open`], for sizes that the format cannot hold.
-    pub(crate) fn new(sizes: &RandomSizes) -> Result<Self> {
+    pub(crate) fn new(sizes: &RandomSizes, loading: &Loading) -> Result<Self> {
         let FluxConfig { joint_attention_dim, pooled_projection_dim, in_channels, .. } = sizes.transformer;
-        let random = |tensors| checkpoint("random weights", None, tensors);
+        let random = |tensors| checkpoint("random weights", None, tensors, loading);
         Ok(RandomParts {
-            transformer: FluxWeights::random(&sizes.transformer, sizes.rank)?,
+            transformer: FluxWeights::random(&sizes.transformer, sizes.rank, loading)?,
             clip: random(parts::clip(pooled_projection_dim, sizes.clip)),
             t5: random(parts::t5(joint_attention_dim, sizes.t5)),
             vae: random(parts::vae(in_channels / 4, &sizes.vae)),
@@ -64,7 +64,7 @@ impl RandomParts {
 
 impl FluxWeights {
     /// A 4-bit FLUX transformer of the given sizes.
-    fn random(config: &FluxConfig, rank: usize) -> Result<Self> {
+    fn random(config: &FluxConfig, rank: usize, loading: &Loading) -> Result<Self> {
         let tensors = inventory(config, rank);
         let config = serde_json::json!({
             "num_layers": config.num_layers,
@@ -78,7 +78,7 @@ impl FluxWeights {
             "guidance_embeds": config.guidance_embeds,
             "axes_dims_rope": config.axes_dims_rope,
         });
-        FluxWeights::from_checkpoint(checkpoint("random weights", Some(config.to_string()), tensors))
+        FluxWeights::from_checkpoint(checkpoint("random weights", Some(config.to_string()), tensors, loading))
     }
 }
 
@@ -121,7 +121,12 @@ impl Kind {
 }
 
 /// A checkpoint with these tensors and this config in its metadata.
-fn checkpoint(label: &str, config: Option<String>, tensors: Vec<(String, Dtype, Vec<usize>)>) -> Checkpoint {
+fn checkpoint(
+    label: &str,
+    config: Option<String>,
+    tensors: Vec<(String, Dtype, Vec<usize>)>,
+    loading: &Loading,
+) -> Checkpoint {
     let bytes = |dtype: Dtype, shape: &[usize]| shape.iter().product::<usize>() * dtype.bitsize() / 8;
     let mut longest = [0; 3];
     let placed: Vec<Placed> = tensors
@@ -134,7 +139,7 @@ fn checkpoint(label: &str, config: Option<String>, tensors: Vec<(String, Dtype, 
         })
         .collect();
     let blocks = [Kind::Bits, Kind::Unit, Kind::Small].map(|kind| kind.fill(longest[kind as usize]));
-    Checkpoint::from_blocks(Path::new(label), config, blocks, placed)
+    Checkpoint::from_blocks(Path::new(label), config, blocks, placed).with(loading)
 }
 
 #[cfg(test)]
@@ -145,7 +150,7 @@ mod tests {
     #[test]
     fn flux_1_dev_takes_little_memory() {
         let config = FluxConfig::FLUX_1_DEV;
-        let weights = FluxWeights::random(&config, 32).unwrap();
+        let weights = FluxWeights::random(&config, 32, &Loading::default()).unwrap();
         assert_eq!((weights.config(), weights.rank()), (&config, Some(32)));
         let longest = weights.checkpoint().tensors().map(|tensor| tensor.len()).max().unwrap();
         assert_eq!(longest, 2 * 6144 * 3072, "three blocks of at most this many bytes are held");

@@ -22,6 +22,7 @@ use std::ops::Range;
 use layer::{Layer, bf16s, code_word, f32s, floats, golden, random};
 use program::{Arg, Launch, Program};
 use svdq::device::cpu::Cpu;
+use svdq::memory::HostMemory;
 use svdq::ops::{
     self, Activation, Chunk, Codes, Device, LinearSource, LowRankSource, Norm, Profile, QkNormRope,
     SvdqSource,
@@ -125,7 +126,11 @@ fn quantise_for(
         Arg::Int(k),
         Arg::Int(rank),
     ];
-    args.extend(down_parts(layer, bf16s(&pack::unpack_lora_down(&layer.lora_down, k, layer.rank)), updates));
+    args.extend(down_parts(
+        layer,
+        bf16s(&pack::unpack_lora_down(&HostMemory::default(), &layer.lora_down, k, layer.rank).unwrap()),
+        updates,
+    ));
     let mut buffers = program.run(&launch, &args);
     // x, scale and shift if there are any, and reciprocals come first.
     let mut results = buffers.drain(if norm.is_some() { 4.. } else { 2.. });

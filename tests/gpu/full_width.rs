@@ -29,7 +29,7 @@ impl Golden {
 
     fn matrix(&self, name: &str, rows: usize) -> (Vec<f32>, usize) {
         let cols = self.io.get(name).unwrap().shape[1];
-        (self.io.f32(name, &[rows, cols]).unwrap(), cols)
+        (self.io.f32(name, &[rows, cols]).unwrap().to_vec(), cols)
     }
 
     fn run<D: Device>(&self, dev: &D, weights: &FluxWeights) -> Vec<f32> {

@@ -20,7 +20,7 @@ struct ConvCase {
 impl Case for ConvCase {
     fn run<D: Device>(&self, dev: &D) -> Vec<f32> {
         let &ConvCase { n, c, kernel, stride, upsample, .. } = self;
-        let (weight, bias) = (self.weight.clone(), self.bias.clone());
+        let (weight, bias) = (self.weight.clone().into(), self.bias.clone());
         let w = dev.load_conv(&ConvSource { n, c, kernel, stride, upsample, weight, bias }).unwrap();
         let x = computed(dev, &self.x, c);
         let add = self.add.as_ref().map(|add| computed(dev, add, n));

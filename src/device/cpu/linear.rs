@@ -59,7 +59,7 @@ enum Rows {
 impl Linear {
     pub(super) fn dense(on: &On<'_>, source: &DenseSource<'_>) -> Result<Linear> {
         let DenseSource { n, k, ref weight, ref bias, storage } = *source;
-        let weights = Weights::Float(Panels::pack(on, [n, k], storage, weight)?);
+        let weights = Weights::Float(Panels::pack(on, [n, k], storage, weight.values()?)?);
         Ok(Linear { n, k, bias: on.copy(bias, BIAS)?, weights, svdq: None })
     }
 
@@ -89,8 +89,8 @@ impl Linear {
             Weights::Int(IntPanels::pack(on, k, block, zero, &unpacked.codes, &unpacked.scales)?)
         };
         let low_rank = (rank > 0).then(|| {
-            let down = pack::unpack_lora_down(&source.lora_down, k, rank).into();
-            let up = pack::unpack_lora_up(&source.lora_up, n, rank).into();
+            let down = pack::unpack_lora_down(on.memory, &source.lora_down, k, rank)?.into();
+            let up = pack::unpack_lora_up(on.memory, &source.lora_up, n, rank)?.into();
             let source = LowRankSource { n, k, rows: 0..n, rank, down, up, bias: vec![] };
             LowRank::stored(on, Storage::Bf16, &source)
         });

@@ -40,6 +40,7 @@ impl LowRank {
         let (first, end) = (rows.start / width, rows.end.div_ceil(width));
         let all = (end - first) * width;
         let before = rows.start - first * width;
+        let (down, up) = (down.values()?, up.values()?);
         let mut wide: Buf<f32> = on.zeros(all * rank, "a low-rank branch")?;
         wide[before * rank..][..up.len()].copy_from_slice(up);
         let mut wide_bias: Buf<f32> =

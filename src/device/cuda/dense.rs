@@ -51,7 +51,7 @@ pub(super) struct Dense {
 
 impl Dense {
     pub(super) fn load(cuda: &Cuda, usage: Usage, source: &DenseSource<'_>) -> Result<Self> {
-        let weight = cuda.store(&source.weight.bf16(), usage)?;
+        let weight = cuda.store(&source.weight.bf16()?, usage)?;
         let bias = match source.bias.as_slice() {
             [] => None,
             bias => Some(cuda.constant(bias)?),

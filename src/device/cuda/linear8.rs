@@ -106,16 +106,19 @@ impl Weights {
         } else {
             Held::Packed(packed)
         };
-        let reciprocal = || pack::unpack_vector(&source.smooth).iter().map(|v| 1.0 / v).collect::<Vec<f32>>();
-        let down = cuda.constant_of(rank * k, || pack::unpack_lora_down_bf16(&source.lora_down, k, rank))?;
-        let up = cuda.constant_of(n * rank, || pack::unpack_lora_up_bf16(&source.lora_up, n, rank))?;
+        let reciprocal = || Ok(Vec::from_iter(pack::unpack_vector(&source.smooth).iter().map(|v| 1.0 / v)));
+        let down = cuda.constant_of(rank * k, || {
+            pack::unpack_lora_down_bf16(&cuda.memory, &source.lora_down, k, rank)
+        })?;
+        let up =
+            cuda.constant_of(n * rank, || pack::unpack_lora_up_bf16(&cuda.memory, &source.lora_up, n, rank))?;
         let [down_at, up_at] = [&down, &up].map(Range::at);
         Ok(Weights {
             profile,
             n,
             k,
             held,
-            bias: cuda.constant_of(2 * n, || pack::f32_to_bf16(&pack::unpack_vector(&source.bias)))?,
+            bias: cuda.constant_of(2 * n, || Ok(pack::f32_to_bf16(&pack::unpack_vector(&source.bias))))?,
             reciprocal: cuda.constant_of(k, reciprocal)?,
             own: Part { rank, strength: 1.0, rows: [0, n], down: down_at, up: up_at },
             _own: [down, up],

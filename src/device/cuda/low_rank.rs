@@ -3,7 +3,6 @@
 //! Kernels of 4-bit linears take a branch in parts, the linear's own first; nothing is copied or composed when an update
 //! is attached. Other linears get what their updates add from two dense products each.
 
-use std::borrow::Cow;
 use std::ops::Range as Rows;
 use std::sync::Arc;
 
@@ -12,7 +11,7 @@ use super::generic::{LinearParams, Output};
 use super::memory::{ALIGNMENT, Range};
 use super::tensor::Elements;
 use crate::ops::{Activation, LowRankSource};
-use crate::weights::Numbers;
+use crate::weights::{Bytes, Numbers};
 use crate::{Error, Result};
 
 /// `MAX_PARTS` of kernels/common/low_rank.cuh.
@@ -43,9 +42,9 @@ pub(super) fn load(cuda: &Cuda, sources: &[LowRankSource<'_>]) -> Result<Vec<Low
     let context = &cuda.gpu.context;
     let mut segments = Vec::new();
     for (source, place) in sources.iter().zip(&places).filter(|(source, _)| source.rank > 0) {
-        segments.extend(Segment::rows(place.down, &source.down, source.k, source.k));
+        segments.extend(Segment::rows(place.down, &source.down, source.k, source.k)?);
         let first_row = place.up + (source.rows.start - place.rows.start) * place.rank * 2;
-        segments.extend(Segment::rows(first_row, &source.up, source.rank, place.rank));
+        segments.extend(Segment::rows(first_row, &source.up, source.rank, place.rank)?);
     }
     context.staging.fill(context, memory.at(), bytes, |start, to| fill(&segments, start, to))?;
     let update = |(source, place): (&LowRankSource<'_>, Place)| {
@@ -89,21 +88,21 @@ struct Segment<'a> {
     start: usize,
     width: usize,
     pitch: usize,
-    bytes: Cow<'a, [u8]>,
+    bytes: Bytes<'a>,
 }
 
 impl<'a> Segment<'a> {
     /// `values`, rows of `cols`, as rows of `pitch` bf16, one part of them after the other.
-    fn rows(start: usize, values: &'a Numbers<'_>, cols: usize, pitch: usize) -> Vec<Segment<'a>> {
+    fn rows(start: usize, values: &'a Numbers<'_>, cols: usize, pitch: usize) -> Result<Vec<Segment<'a>>> {
         let (mut start, width, pitch) = (start, cols * 2, pitch * 2);
-        let segment = |bytes: Cow<'a, [u8]>| {
+        let segment = |bytes: Bytes<'a>| {
             // Rows without gaps are one long row.
             let [width, pitch] = if width == pitch { [bytes.len(); 2] } else { [width, pitch] };
             let segment = Segment { start, width, pitch, bytes };
             start = segment.end();
             segment
         };
-        values.bf16().into_iter().map(segment).collect()
+        Ok(values.bf16()?.into_iter().map(segment).collect())
     }
 
     fn end(&self) -> usize {

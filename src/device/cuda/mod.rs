@@ -30,7 +30,7 @@ mod stored;
 mod tensor;
 mod w4a16;
 
-use std::ops::Range as Rows;
+use std::ops::{Deref, Range as Rows};
 use std::sync::Arc;
 
 pub use driver::{DeviceInfo, device, devices};
@@ -144,10 +144,14 @@ impl Cuda {
     }
 
     /// The `count` elements that `make` gives, among the weights. An idle device does not ask for them.
-    fn constant_of<T: Copy>(&self, count: usize, make: impl FnOnce() -> Vec<T>) -> Result<Range> {
+    fn constant_of<T: Copy, V: Deref<Target = [T]>>(
+        &self,
+        count: usize,
+        make: impl FnOnce() -> Result<V>,
+    ) -> Result<Range> {
         let range = self.weights.take(count * size_of::<T>())?;
         if !self.gpu.context.is_idle() {
-            range.write(&make())?;
+            range.write(&make()?)?;
         }
         Ok(range)
     }
@@ -198,8 +202,8 @@ impl Cuda {
 }
 
 /// `[n, taps, c]` bf16 of `[n, c, taps]`.
-fn taps_first(weight: &[f32], c: usize, taps: usize) -> Vec<u16> {
-    let mut turned = vec![0; weight.len()];
+fn taps_first(memory: &HostMemory, weight: &[f32], c: usize, taps: usize) -> Result<Buf<u16>> {
+    let mut turned = Buf::zeroed(memory, weight.len(), "a convolution's weights")?;
     for (to, filter) in turned.chunks_exact_mut(c * taps).zip(weight.chunks_exact(c * taps)) {
         for (channel, from) in filter.chunks_exact(taps).enumerate() {
             for (tap, &value) in from.iter().enumerate() {
@@ -207,7 +211,7 @@ fn taps_first(weight: &[f32], c: usize, taps: usize) -> Vec<u16> {
             }
         }
     }
-    turned
+    Ok(turned)
 }
 
 /// The part of its table that a chunk is.
@@ -280,7 +284,7 @@ impl Device for Cuda {
             return Err(Error::Unsupported("a 1x1 convolution that changes the image's size".into()));
         }
         Ok(Conv {
-            weight: self.constant_of(n * taps * c, || taps_first(&source.weight, c, taps))?,
+            weight: self.constant_of(n * taps * c, || taps_first(&self.memory, &source.weight, c, taps))?,
             bias: self.constant(&source.bias)?,
             n,
             c,

@@ -1,7 +1,5 @@
 //! Where weights are kept.
 
-use std::borrow::Cow;
-
 use super::Cuda;
 use super::memory::Range;
 use super::staging;
@@ -72,8 +70,8 @@ impl Fetched<'_> {
 
 impl Cuda {
     /// Keeps `parts`, one after the other, where weights of this usage are kept.
-    pub(super) fn store(&self, parts: &[Cow<'_, [u8]>], usage: Usage) -> Result<Stored> {
-        let len = parts.iter().map(|part| part.len()).sum();
+    pub(super) fn store(&self, parts: &[impl AsRef<[u8]>], usage: Usage) -> Result<Stored> {
+        let len = parts.iter().map(|part| part.as_ref().len()).sum();
         if self.residency.is_on_host(usage) {
             let bytes = if self.gpu.context.is_idle() {
                 Buf::default()
@@ -85,8 +83,8 @@ impl Cuda {
         let range = self.weights.take(len)?;
         let mut start = 0;
         for part in parts {
-            range.write_at(start, part)?;
-            start += part.len();
+            range.write_at(start, part.as_ref())?;
+            start += part.as_ref().len();
         }
         Ok(Stored::Gpu(range))
     }

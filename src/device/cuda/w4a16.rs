@@ -60,8 +60,12 @@ impl Weights {
             reciprocal: cuda.constant(&reciprocal)?,
             bias: cuda.constant(&pack::unpack_vector(&source.bias))?,
             rank,
-            down: cuda.constant_of(rank * k, || pack::unpack_lora_down_bf16(&source.lora_down, k, rank))?,
-            up: cuda.constant_of(n * rank, || pack::unpack_lora_up_bf16(&source.lora_up, n, rank))?,
+            down: cuda.constant_of(rank * k, || {
+                pack::unpack_lora_down_bf16(&cuda.memory, &source.lora_down, k, rank)
+            })?,
+            up: cuda.constant_of(n * rank, || {
+                pack::unpack_lora_up_bf16(&cuda.memory, &source.lora_up, n, rank)
+            })?,
         };
         if unsigned {
             weights.add_shift(cuda)?;

@@ -7,6 +7,7 @@ use safetensors::tensor::TensorView;
 use super::*;
 use crate::device::cpu::tests::Random;
 use crate::memory::Buf;
+use crate::memory::HostMemory;
 use crate::ops::{DenseSource, LinearSource, SvdqSource};
 use crate::weights::flux::{FluxConfig, Part, Stream, double_names, single_names};
 use crate::weights::{Dtype, pack};
@@ -39,8 +40,8 @@ fn dequantise(source: &SvdqSource<'_>) -> DenseSource<'static> {
     if unsigned {
         bias.iter_mut().zip(weight.chunks(k)).for_each(|(b, w)| *b += SHIFT * w.iter().sum::<f32>());
     }
-    let down = pack::unpack_lora_down(&source.lora_down, k, rank);
-    let up = pack::unpack_lora_up(&source.lora_up, n, rank);
+    let down = pack::unpack_lora_down(&HostMemory::default(), &source.lora_down, k, rank).unwrap();
+    let up = pack::unpack_lora_up(&HostMemory::default(), &source.lora_up, n, rank).unwrap();
     add_product(&mut weight, &up, &down, k, 1.0);
     DenseSource { n, k, weight: weight.into(), bias, storage: crate::ops::Storage::F32 }
 }
@@ -69,7 +70,7 @@ fn put(
         linear.bias[scale * channels..][..channels].iter_mut().for_each(|b| *b -= 1.0);
     }
     for (i, name) in names.iter().enumerate() {
-        let weight = linear.weight[i * n * k..][..n * k].to_vec();
+        let weight = linear.weight.values().unwrap()[i * n * k..][..n * k].to_vec();
         tensors.insert(format!("{prefix}{name}.weight"), (vec![n, k], weight));
         tensors.insert(format!("{prefix}{name}.bias"), (vec![n], linear.bias[i * n..][..n].to_vec()));
     }
@@ -103,7 +104,7 @@ fn dequantised(weights: &FluxWeights) -> Tensors {
             put(&mut tensors, &prefix, single_names(part), linear(part), scales, 3);
         }
         let (out, mut fc2) = (linear(Part::Out), linear(Part::Fc2));
-        let rows = out.weight.chunks(out.k).zip(fc2.weight.chunks(fc2.k));
+        let rows = out.weight.values().unwrap().chunks(out.k).zip(fc2.weight.values().unwrap().chunks(fc2.k));
         fc2.weight = rows.flat_map(|(a, b)| [a, b].concat()).collect::<Vec<f32>>().into();
         fc2.bias.iter_mut().zip(&out.bias).for_each(|(b, a)| *b += a);
         fc2.k += out.k;
@@ -116,7 +117,7 @@ fn dequantised(weights: &FluxWeights) -> Tensors {
     let file = weights.checkpoint();
     for tensor in file.tensors().filter(|t| !t.name.contains("transformer_blocks.")) {
         let values = file.f32(tensor.name, tensor.shape).unwrap();
-        tensors.insert(tensor.name.into(), (tensor.shape.to_vec(), values));
+        tensors.insert(tensor.name.into(), (tensor.shape.to_vec(), values.to_vec()));
     }
     tensors
 }
@@ -330,7 +331,7 @@ fn outputs_of_4_bit_weights_equal_diffusers() {
         let up = file.f32(&up, file.get(&up).unwrap().shape).unwrap();
         let down = file.f32(tensor.name, tensor.shape).unwrap();
         let name = name.strip_prefix("transformer.").unwrap().to_owned();
-        modules.insert(name, Module { rank, k, down, up });
+        modules.insert(name, Module { rank, k, down: down.to_vec(), up: up.to_vec() });
     }
     let bfl = as_bfl(&modules);
     assert!(bfl.contains_key("single_blocks.0.linear1") && bfl.len() < modules.len());

@@ -112,7 +112,7 @@ impl<'a, D: Device> Loader<'a, D> {
         for part in [k, v] {
             let next = self.projection(name, part, channels)?;
             qkv.n += next.n;
-            qkv.weight.append(next.weight);
+            qkv.weight.append(next.weight)?;
             qkv.bias.extend(next.bias);
             if next.storage != qkv.storage {
                 qkv.storage = Storage::F32;

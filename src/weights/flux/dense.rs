@@ -1,6 +1,7 @@
 //! Layers of diffusers' own layout.
 
 use super::{DOUBLE_CHUNKS, FluxWeights, Part, Result, SINGLE_CHUNKS, Stream};
+use crate::memory::Buf;
 use crate::ops::{DenseSource, Storage};
 use crate::weights::Numbers;
 
@@ -68,9 +69,9 @@ pub(super) fn single<'a>(w: &'a FluxWeights, prefix: &str, part: Part) -> Result
         Part::Out | Part::Fc2 => {
             let both = w.checkpoint.dense(&format!("{prefix}proj_out"), hidden, hidden + mlp, true)?;
             Ok(if part == Part::Out {
-                DenseSource { bias: vec![], ..columns(both, 0, hidden) }
+                DenseSource { bias: vec![], ..columns(w, both, 0, hidden)? }
             } else {
-                columns(both, hidden, mlp)
+                columns(w, both, hidden, mlp)?
             })
         }
     }
@@ -89,7 +90,7 @@ fn stack<'a>(
         if names.len() == 1 {
             return Ok(one);
         }
-        all.weight.append(one.weight);
+        all.weight.append(one.weight)?;
         all.bias.extend(one.bias);
         if one.storage != Storage::Bf16 {
             all.storage = one.storage;
@@ -99,10 +100,13 @@ fn stack<'a>(
 }
 
 /// Columns `from .. from + k` of a linear.
-fn columns(linear: DenseSource<'_>, from: usize, k: usize) -> DenseSource<'_> {
-    let rows = linear.weight.chunks_exact(linear.k);
-    let weight: Vec<f32> = rows.flat_map(|row| &row[from..from + k]).copied().collect();
-    DenseSource { k, weight: weight.into(), ..linear }
+fn columns<'a>(w: &FluxWeights, linear: DenseSource<'a>, from: usize, k: usize) -> Result<DenseSource<'a>> {
+    let mut weight = Buf::zeroed(w.checkpoint.memory(), linear.n * k, "columns of a linear")?;
+    let rows = linear.weight.values()?.chunks_exact(linear.k);
+    for (to, row) in weight.chunks_exact_mut(k).zip(rows) {
+        to.copy_from_slice(&row[from..from + k]);
+    }
+    Ok(DenseSource { k, weight: weight.into(), ..linear })
 }
 
 /// Adds 1 to the bias of the scale chunks.

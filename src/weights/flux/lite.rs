@@ -5,6 +5,7 @@ use std::borrow::Cow;
 
 use super::svdq::{awq, svdq};
 use super::{FluxWeights, Part, Result, Stream, dense, double_names, single_names};
+use crate::memory::HostMemory;
 use crate::ops::{AwqSource, Codes, DenseSource, LinearSource, Storage, SvdqSource};
 use crate::weights::{Numbers, pack};
 
@@ -102,18 +103,18 @@ fn stack<'a>(w: &'a FluxWeights, prefix: &str, names: &[&str]) -> Result<LinearS
         part.smooth == parts[0].smooth && part.codes.group() == parts[0].codes.group()
     };
     if !parts.iter().all(alike) {
-        return Ok(LinearSource::Dense(stack_dense(&parts)?));
+        return Ok(LinearSource::Dense(stack_dense(w.checkpoint.memory(), &parts)?));
     }
     Ok(LinearSource::Svdq(stack_svdq(&parts)))
 }
 
-fn stack_dense(parts: &[SvdqSource<'_>]) -> Result<DenseSource<'static>> {
+fn stack_dense(memory: &HostMemory, parts: &[SvdqSource<'_>]) -> Result<DenseSource<'static>> {
     let (k, weight) = (parts[0].k, Numbers::default());
     let mut all = DenseSource { n: 0, k, weight, bias: vec![], storage: Storage::F32 };
     for part in parts {
-        let DenseSource { n, weight, bias, .. } = pack::unpack_svdq(part)?;
+        let DenseSource { n, weight, bias, .. } = pack::unpack_svdq(memory, part)?;
         all.n += n;
-        all.weight.append(weight);
+        all.weight.append(weight)?;
         all.bias.extend(bias);
     }
     Ok(all)
@@ -227,13 +228,16 @@ mod tests {
     /// Ranks may differ, or be none.
     #[test]
     fn a_stack_is_its_parts_on_top_of_one_another() {
+        let memory = &HostMemory::default();
         for fp4 in [false, true] {
             let parts =
                 [linear(128, 192, 32, 0, fp4), linear(256, 192, 0, 5, fp4), linear(128, 192, 16, 9, fp4)];
-            let stacked = pack::unpack_svdq(&stack_svdq(&parts)).unwrap();
-            let dense = stack_dense(&parts).unwrap();
+            let stacked = pack::unpack_svdq(memory, &stack_svdq(&parts)).unwrap();
+            let dense = stack_dense(memory, &parts).unwrap();
             assert_eq!((stacked.n, stacked.bias), (512, dense.bias));
-            for (i, (a, b)) in stacked.weight.iter().zip(&*dense.weight).enumerate() {
+            for (i, (a, b)) in
+                stacked.weight.values().unwrap().iter().zip(dense.weight.values().unwrap()).enumerate()
+            {
                 assert!((a - b).abs() <= 1e-5 * b.abs().max(1.0), "{i}: {a} {b}");
             }
         }
@@ -241,16 +245,19 @@ mod tests {
 
     #[test]
     fn columns_are_those_of_the_whole() {
+        let memory = &HostMemory::default();
         for fp4 in [false, true] {
-            let whole = pack::unpack_svdq(&linear(256, 320, 16, 3, fp4)).unwrap();
+            let whole = pack::unpack_svdq(memory, &linear(256, 320, 16, 3, fp4)).unwrap();
             for (columns, bias) in [(0..128, false), (128..320, true)] {
-                let part =
-                    pack::unpack_svdq(&select_columns(linear(256, 320, 16, 3, fp4), columns.clone(), bias))
-                        .unwrap();
+                let part = pack::unpack_svdq(
+                    memory,
+                    &select_columns(linear(256, 320, 16, 3, fp4), columns.clone(), bias),
+                )
+                .unwrap();
                 for row in 0..256 {
                     assert_eq!(
-                        part.weight[row * columns.len()..][..columns.len()],
-                        whole.weight[row * 320..][columns.clone()]
+                        part.weight.values().unwrap()[row * columns.len()..][..columns.len()],
+                        whole.weight.values().unwrap()[row * 320..][columns.clone()]
                     );
                 }
                 assert_eq!(part.bias, if bias { whole.bias.clone() } else { vec![0.0; 256] });

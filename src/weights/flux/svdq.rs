@@ -6,7 +6,7 @@ use super::{
     Checkpoint, DOUBLE_CHUNKS, Dtype, Error, FluxWeights, Part, Result, SINGLE_CHUNKS, Stream, lite,
 };
 use crate::ops::{AwqSource, Codes, LinearSource, SvdqSource};
-use crate::weights::float::{E4M3, decode};
+use crate::weights::float::{E4M3, decode_one};
 use crate::weights::{Tensor, pack, parse_json};
 
 /// Channels that share a scale in INT4 and AWQ.
@@ -124,8 +124,8 @@ fn channel_scales(checkpoint: &Checkpoint, name: &str, n: usize) -> Result<Vec<f
     let tensor_scale = format!("{name}.wtscale");
     let all = match checkpoint.get(&tensor_scale) {
         None => 1.0,
-        Some(tensor) => match decode(tensor.dtype, tensor.bytes()?).as_deref() {
-            Some(&[value]) if value.is_finite() => value,
+        Some(tensor) => match decode_one(tensor.dtype, tensor.bytes()?) {
+            Some(value) if value.is_finite() => value,
             _ => {
                 let what = format!("is {} {:?}; one finite number is expected", tensor.dtype, tensor.shape);
                 return Err(checkpoint.bad(&tensor_scale, what));

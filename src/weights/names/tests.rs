@@ -169,7 +169,7 @@ fn bfls_fp8_layers_keep_their_scales() {
     let (_, shape, codes) = &fp8["single_blocks.0.linear1.weight"];
     assert_eq!(shape[1], hidden);
     let scale = "single_blocks.0.linear1".len() as f32 / 64.0;
-    for (got, &code) in k.weight.iter().zip(&codes[hidden * hidden..]) {
+    for (got, &code) in k.weight.values().unwrap().iter().zip(&codes[hidden * hidden..]) {
         assert_eq!(*got, crate::weights::float::E4M3[usize::from(code)] * scale);
     }
 }

@@ -6,14 +6,23 @@
 
 use half::bf16;
 
-/// `A`, row-major `[rank][k]`. `k` and `rank` are multiples of 16.
-pub fn unpack_lora_down(bytes: &[u8], k: usize, rank: usize) -> Vec<f32> {
-    unpack(bytes, Places::down(k, rank), bf16::to_f32)
+use crate::Result;
+use crate::memory::{Buf, HostMemory, Plain};
+
+/// `A`, row-major `[rank][k]`, in `memory`. `k` and `rank` are multiples of 16.
+///
+/// # Errors
+/// [`crate::Error::OutOfHostMemory`]
+pub fn unpack_lora_down(memory: &HostMemory, bytes: &[u8], k: usize, rank: usize) -> Result<Buf<f32>> {
+    unpack(memory, bytes, Places::down(k, rank), bf16::to_f32)
 }
 
 /// [`unpack_lora_down`] as the bf16 that are stored.
-pub fn unpack_lora_down_bf16(bytes: &[u8], k: usize, rank: usize) -> Vec<u16> {
-    unpack(bytes, Places::down(k, rank), bf16::to_bits)
+///
+/// # Errors
+/// As [`unpack_lora_down`].
+pub fn unpack_lora_down_bf16(memory: &HostMemory, bytes: &[u8], k: usize, rank: usize) -> Result<Buf<u16>> {
+    unpack(memory, bytes, Places::down(k, rank), bf16::to_bits)
 }
 
 /// The inverse of [`unpack_lora_down`].
@@ -21,14 +30,20 @@ pub fn pack_lora_down(a: &[f32], k: usize, rank: usize) -> Vec<u8> {
     pack(a, Places::down(k, rank))
 }
 
-/// `B`, row-major `[n][rank]`. `n` and `rank` are multiples of 16.
-pub fn unpack_lora_up(bytes: &[u8], n: usize, rank: usize) -> Vec<f32> {
-    unpack(bytes, Places::up(n, rank), bf16::to_f32)
+/// `B`, row-major `[n][rank]`, in `memory`. `n` and `rank` are multiples of 16.
+///
+/// # Errors
+/// As [`unpack_lora_down`].
+pub fn unpack_lora_up(memory: &HostMemory, bytes: &[u8], n: usize, rank: usize) -> Result<Buf<f32>> {
+    unpack(memory, bytes, Places::up(n, rank), bf16::to_f32)
 }
 
 /// [`unpack_lora_up`] as the bf16 that are stored.
-pub fn unpack_lora_up_bf16(bytes: &[u8], n: usize, rank: usize) -> Vec<u16> {
-    unpack(bytes, Places::up(n, rank), bf16::to_bits)
+///
+/// # Errors
+/// As [`unpack_lora_down`].
+pub fn unpack_lora_up_bf16(memory: &HostMemory, bytes: &[u8], n: usize, rank: usize) -> Result<Buf<u16>> {
+    unpack(memory, bytes, Places::up(n, rank), bf16::to_bits)
 }
 
 /// The inverse of [`unpack_lora_up`].
@@ -79,15 +94,20 @@ impl Places {
     }
 }
 
-fn unpack<T: Copy + Default>(bytes: &[u8], places: Places, value: impl Fn(bf16) -> T) -> Vec<T> {
+fn unpack<T: Plain>(
+    memory: &HostMemory,
+    bytes: &[u8],
+    places: Places,
+    value: impl Fn(bf16) -> T,
+) -> Result<Buf<T>> {
     assert_eq!(bytes.len(), places.count() * 2);
-    let mut matrix = vec![T::default(); places.count()];
+    let mut matrix = Buf::zeroed(memory, places.count(), "an unpacked low-rank branch")?;
     for (first, stored) in places.fragments().zip(bytes.as_chunks::<512>().0) {
         for (within, &element) in places.within.iter().zip(stored.as_chunks::<2>().0) {
             matrix[first + within] = value(bf16::from_le_bytes(element));
         }
     }
-    matrix
+    Ok(matrix)
 }
 
 fn pack(matrix: &[f32], places: Places) -> Vec<u8> {

@@ -64,18 +64,19 @@ impl Unpacked {
     }
 }
 
-/// The linear as a dense one: `Q(W') / smooth + B A`, and its bias. Not for unsigned inputs, whose shift is in the bias.
+/// The linear as a dense one, in `memory`: `Q(W') / smooth + B A`, and its bias. Not for unsigned inputs, whose shift is in
+/// the bias.
 ///
 /// # Errors
 /// [`crate::Error::OutOfHostMemory`]
-pub fn unpack_svdq(source: &SvdqSource<'_>) -> Result<DenseSource<'static>> {
+pub fn unpack_svdq(memory: &HostMemory, source: &SvdqSource<'_>) -> Result<DenseSource<'static>> {
     assert!(!source.unsigned, "the bias of an unsigned linear is not that of a dense one");
     let (n, k, rank) = (source.n, source.k, source.rank);
-    let unpacked = Unpacked::of(&HostMemory::default(), source)?;
+    let unpacked = Unpacked::of(memory, source)?;
     let smooth = unpack_vector(&source.smooth);
-    let down = unpack_lora_down(&source.lora_down, k, rank);
-    let up = unpack_lora_up(&source.lora_up, n, rank);
-    let mut weight = vec![0.0; n * k];
+    let down = unpack_lora_down(memory, &source.lora_down, k, rank)?;
+    let up = unpack_lora_up(memory, &source.lora_up, n, rank)?;
+    let mut weight = Buf::zeroed(memory, n * k, "unpacked weights")?;
     for (row, weights) in weight.chunks_exact_mut(k).enumerate() {
         unpacked.row(row, weights);
         weights.iter_mut().zip(&smooth).for_each(|(w, s)| *w /= s);

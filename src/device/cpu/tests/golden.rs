@@ -3,6 +3,7 @@
 use safetensors::SafeTensors;
 
 use super::*;
+use crate::memory::HostMemory;
 use crate::ops::{Activation, AwqSource, Codes, LinearSource, Norm, SvdqSource};
 use crate::weights::pack;
 
@@ -87,7 +88,10 @@ fn nvfp4_without_4_bit_activations() {
         cpu.download(&cpu.linear(&input, plain(&w), Activation::None).unwrap()).unwrap()
     };
     let source = || layer.svdq(256, 192, 16);
-    let dense = run(Profile::W4A16, LinearSource::Dense(pack::unpack_svdq(&source()).unwrap()));
+    let dense = run(
+        Profile::W4A16,
+        LinearSource::Dense(pack::unpack_svdq(&HostMemory::default(), &source()).unwrap()),
+    );
     let rms = |profile| {
         let got = run(profile, LinearSource::Svdq(source()));
         let square = |v: &mut dyn Iterator<Item = f32>| v.map(|v| f64::from(v).powi(2)).sum::<f64>();

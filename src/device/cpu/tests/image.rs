@@ -82,7 +82,9 @@ pub(super) fn convolutions(level: Level) {
             }
             want.push(sum);
         }
-        let conv = cpu.load_conv(&ConvSource { n, c, kernel, stride, upsample, weight, bias }).unwrap();
+        let conv = cpu
+            .load_conv(&ConvSource { n, c, kernel, stride, upsample, weight: weight.into(), bias })
+            .unwrap();
         let tx = upload(&cpu, &x, c);
         let got = cpu.conv(&tx, [height, width], &conv, None).unwrap();
         // f32 sums of up to 2700 products

@@ -129,7 +129,7 @@ pub(super) fn of_awq_linears(level: Level) {
         };
         let x = r.activations(m, k);
         let dense = pack::unpack_awq(&source);
-        let y = linear(&wide(&x), &wide(&dense.weight), &wide(&dense.bias), k);
+        let y = linear(&wide(&x), &wide(dense.weight.values().unwrap()), &wide(&dense.bias), k);
         let w = cpu.load_linear(&LinearSource::Awq(source)).unwrap();
         let updates = Update::set(&mut r, n, k);
         check(&cpu, &w, &updates, &x, y, &mut r);

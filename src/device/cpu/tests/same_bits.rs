@@ -57,7 +57,8 @@ fn everything(cpu: &Cpu, rows: usize) -> Vec<Vec<u32>> {
     let y = cpu.group_norm(&y, 8, &ones, &ones, true).unwrap();
     keep(&y);
     let (weight, bias) = (r.normals(40 * 80 * 9, 0.1), r.normals(40, 1.0));
-    let source = ConvSource { n: 40, c: 80, kernel: 3, stride: 1, upsample: true, weight, bias };
+    let source =
+        ConvSource { n: 40, c: 80, kernel: 3, stride: 1, upsample: true, weight: weight.into(), bias };
     let conv = cpu.load_conv(&source).unwrap();
     keep(&cpu.conv(&y, [rows / 5, 5], &conv, None).unwrap());
     results
