@@ -14,7 +14,7 @@ using linear_sm90::Consumer;
 
 template <int COLUMNS, bool Blocked>
 struct Format {
-    static constexpr int BN = COLUMNS, PIECE = BN, DOWN_PIECE = 64, SCALE_BYTES = 0;
+    static constexpr int BN = COLUMNS, PIECE = BN, DOWN_PIECE = 96, SCALE_BYTES = 0;
 
     static __device__ __forceinline__ void load_scales(u32, u32, const GemmParams&, int, int) {}
 

@@ -7,9 +7,9 @@
 // tile; each then adds up some of its rows through all their shared memories, in the order of K: results do not depend
 // on timing.
 //
-// Launch with 288 threads, Shape<BN>::SMEM_BYTES of shared memory, and as CTAs, along x, SHARES for every 128 rows and,
-// along y, one for every `tile` ranks, which cuts no box of a part. k is a multiple of 64, ranks of 16; pointers are
-// aligned to 16 bytes.
+// Launch with Shape<BN>::THREADS, Shape<BN>::SMEM_BYTES of shared memory, and as CTAs, along x, SHARES for every 128
+// rows and, along y, one for every `tile` ranks, which cuts no box of a part. k is a multiple of 64, ranks of 16;
+// pointers are aligned to 16 bytes.
 #include "common/low_rank_sm90.cuh"
 
 struct ProjectDownParams {
@@ -22,19 +22,23 @@ struct ProjectDownParams {
 
 namespace project_down {
 
-constexpr int BM = 128, CONSUMERS = 256, THREADS = CONSUMERS + 32;
+constexpr int BM = 128, CONSUMERS = 256;
 
 template <int RANKS>
 struct Shape {
     static constexpr int BN = RANKS;
-    static constexpr int SLOT_BYTES = (BM + BN) * 128, STAGES = BN <= 64 || BN > 128 ? 4 : 3;
+    // A wide tile takes two products of half its ranks each, and more registers for sums than 288 threads can have.
+    static constexpr bool WIDE = BN > 256;
+    static constexpr int PRODUCTS = WIDE ? 2 : 1, N = BN / PRODUCTS;
+    static constexpr int THREADS = WIDE ? 384 : CONSUMERS + 32;
+    static constexpr int SLOT_BYTES = (BM + BN) * 128, STAGES = BN <= 64 || (BN > 128 && !WIDE) ? 4 : 3;
     static constexpr int CTAS = BN <= 128 ? 2 : 1;  // on an SM
     // Rows of sums, which take the ring's place, are padded against bank conflicts.
-    static constexpr int PITCH = BN + 8;
-    // The ring, its barriers, and the strengths of blocks of 16 ranks.
-    static constexpr int SMEM_BYTES = STAGES * SLOT_BYTES + 2 * 8 * STAGES + BN / 16 * 4;
+    static constexpr int PITCH = BN + 8, SUM_BYTES = BM * PITCH * 4;
+    static constexpr int RING_BYTES = STAGES * SLOT_BYTES, TILE_BYTES = RING_BYTES > SUM_BYTES ? RING_BYTES : SUM_BYTES;
+    // The ring or the sums, the ring's barriers, and the strengths of blocks of 16 ranks.
+    static constexpr int SMEM_BYTES = TILE_BYTES + 2 * 8 * STAGES + BN / 16 * 4;
     static_assert(CTAS * (SMEM_BYTES + 1024) <= 233472, "shared memory of an SM");
-    static_assert(BM * PITCH * 4 <= STAGES * SLOT_BYTES, "sums");
 };
 
 // What a CTA works on.
@@ -80,7 +84,8 @@ __device__ __forceinline__ void produce(const ProjectDownParams& p, const Work& 
 
 // A warpgroup's 64 rows of the tile, over the CTA's share of K.
 template <class S>
-__device__ __forceinline__ void multiply(float (&v)[S::BN / 2], const Work& work, u32 slots, u32 full, u32 empty) {
+__device__ __forceinline__ void multiply(float (&v)[S::PRODUCTS][S::N / 2], const Work& work, u32 slots, u32 full,
+                                         u32 empty) {
     const int warpgroup = threadIdx.x / 128;
     sm90::Ring<S::STAGES> ring, held;
     auto release = [&] {
@@ -88,15 +93,21 @@ __device__ __forceinline__ void multiply(float (&v)[S::BN / 2], const Work& work
         held.advance();
     };
 #pragma unroll
-    for (int i = 0; i < S::BN / 2; ++i) v[i] = 0.0f;
+    for (int n = 0; n < S::PRODUCTS; ++n)
+#pragma unroll
+        for (int i = 0; i < S::N / 2; ++i) v[n][i] = 0.0f;
     for (int block = work.first; block < work.last; ++block) {
         const u32 x = slots + ring.stage * S::SLOT_BYTES;
         sm90::barrier_wait(full + 8 * ring.stage, ring.parity);
         ring.advance();
         wgmma::fence();
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            wgmma::mma_bf16(v, wgmma::k_major(x + warpgroup * 64 * 128) + 2 * i, wgmma::k_major(x + BM * 128) + 2 * i, 1);
+        for (int n = 0; n < S::PRODUCTS; ++n) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                wgmma::mma_bf16(v[n], wgmma::k_major(x + warpgroup * 64 * 128) + 2 * i,
+                                wgmma::k_major(x + (BM + n * S::N) * 128) + 2 * i, 1);
+            }
         }
         wgmma::commit();
         if (block > work.first) {
@@ -105,17 +116,19 @@ __device__ __forceinline__ void multiply(float (&v)[S::BN / 2], const Work& work
         }
     }
     wgmma::wait<0>();
-    wgmma::pin(v);
+#pragma unroll
+    for (int n = 0; n < S::PRODUCTS; ++n) wgmma::pin(v[n]);
 }
 
 template <class S>
-__device__ __forceinline__ void leave_sums(const float (&v)[S::BN / 2], float* sums) {
+__device__ __forceinline__ void leave_sums(const float (&v)[S::PRODUCTS][S::N / 2], float* sums) {
     const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
     float* to = sums + row * S::PITCH + 2 * (threadIdx.x % 4);
 #pragma unroll
     for (int j = 0; j < S::BN / 8; ++j) {
-        *reinterpret_cast<float2*>(to + 8 * j) = make_float2(v[4 * j], v[4 * j + 1]);
-        *reinterpret_cast<float2*>(to + 8 * S::PITCH + 8 * j) = make_float2(v[4 * j + 2], v[4 * j + 3]);
+        const float* from = &v[j / (S::N / 8)][4 * (j % (S::N / 8))];
+        *reinterpret_cast<float2*>(to + 8 * j) = make_float2(from[0], from[1]);
+        *reinterpret_cast<float2*>(to + 8 * S::PITCH + 8 * j) = make_float2(from[2], from[3]);
     }
 }
 
@@ -125,7 +138,7 @@ __device__ __forceinline__ void add_shares(const ProjectDownParams& p, const Wor
                                            const float* strengths) {
     const int row0 = BM * share / SHARES, rows = min(BM * (share + 1) / SHARES, p.m - work.m0) - row0;
     const int pieces = work.ranks / 8;
-    for (int i = threadIdx.x; i < rows * pieces; i += THREADS) {
+    for (int i = threadIdx.x; i < rows * pieces; i += CONSUMERS) {
         const int row = row0 + i / pieces, piece = i % pieces;
         const u32 at = sums + (row * S::PITCH + 8 * piece) * 4;
         float total[8] = {};
@@ -149,7 +162,7 @@ __device__ __forceinline__ void run(const ProjectDownParams& p) {
     using S = Shape<BN>;
     extern __shared__ __align__(1024) unsigned char shared_bytes[];
     const u32 slots = sm90::smem_addr(shared_bytes);
-    const u32 full = slots + S::STAGES * S::SLOT_BYTES, empty = full + 8 * S::STAGES;
+    const u32 full = slots + S::TILE_BYTES, empty = full + 8 * S::STAGES;
     float* const sums = reinterpret_cast<float*>(shared_bytes);
     float* const strengths = sums + (empty + 8 * S::STAGES - slots) / 4;
     const int share = sm90::cluster_rank();
@@ -164,50 +177,65 @@ __device__ __forceinline__ void run(const ProjectDownParams& p) {
     }
     __syncthreads();
     if (threadIdx.x >= CONSUMERS) {
-        produce<S>(p, work, slots, full, empty, strengths);
+        if constexpr (S::WIDE) sm90::give_registers<24>();
+        if (threadIdx.x < CONSUMERS + 32) produce<S>(p, work, slots, full, empty, strengths);
+        __syncwarp();
+        sm90::cluster_sync();
     } else {
-        float v[BN / 2];
+        if constexpr (S::WIDE) sm90::take_registers<240>();
+        float v[S::PRODUCTS][S::N / 2];
         multiply<S>(v, work, slots, full, empty);
         named_sync(1, CONSUMERS);  // both warpgroups are done with the ring
         leave_sums<S>(v, sums);
+        sm90::cluster_sync();
+        add_shares<S, SHARES>(p, work, share, slots, strengths);
     }
-    __syncwarp();
-    sm90::cluster_sync();
-    add_shares<S, SHARES>(p, work, share, slots, strengths);
     // No CTA may leave while another still reads its sums.
     sm90::cluster_sync();
 }
 
 }  // namespace project_down
 
-// For up to BN ranks a tile; three shares where there are many tiles, eight where there are few.
-#define SVDQ_PROJECT_DOWN(NAME, BN, SHARES)                                                                         \
-    extern "C" __global__ void __cluster_dims__(SHARES)                                                             \
-        __launch_bounds__(project_down::THREADS, project_down::Shape<BN>::CTAS)                                     \
-            NAME(const __grid_constant__ ProjectDownParams p) {                                                     \
-        project_down::run<BN, SHARES>(p);                                                                           \
+// For up to BN ranks a tile, and so many shares: fewer where there are many tiles.
+#define SVDQ_PROJECT_DOWN(NAME, BN, SHARES)                                                \
+    extern "C" __global__ void __cluster_dims__(SHARES)                                    \
+        __launch_bounds__(project_down::Shape<BN>::THREADS, project_down::Shape<BN>::CTAS) \
+            NAME(const __grid_constant__ ProjectDownParams p) {                            \
+        project_down::run<BN, SHARES>(p);                                                  \
     }
 
+SVDQ_PROJECT_DOWN(project_down_64_2_sm90, 64, 2)
 SVDQ_PROJECT_DOWN(project_down_64_3_sm90, 64, 3)
 SVDQ_PROJECT_DOWN(project_down_64_8_sm90, 64, 8)
+SVDQ_PROJECT_DOWN(project_down_128_2_sm90, 128, 2)
 SVDQ_PROJECT_DOWN(project_down_128_3_sm90, 128, 3)
-SVDQ_PROJECT_DOWN(project_down_128_8_sm90, 128, 8)
+SVDQ_PROJECT_DOWN(project_down_192_2_sm90, 192, 2)
 SVDQ_PROJECT_DOWN(project_down_192_3_sm90, 192, 3)
-SVDQ_PROJECT_DOWN(project_down_192_8_sm90, 192, 8)
+SVDQ_PROJECT_DOWN(project_down_256_2_sm90, 256, 2)
 SVDQ_PROJECT_DOWN(project_down_256_3_sm90, 256, 3)
-SVDQ_PROJECT_DOWN(project_down_256_8_sm90, 256, 8)
+SVDQ_PROJECT_DOWN(project_down_416_3_sm90, 416, 3)
 
-// lora[m,r] = sum_s partials[s,m,place of r]. `count` = m * rank.
-extern "C" __global__ void __launch_bounds__(256)
-    sum_low_rank_sm90(const float* partials, bf16* lora, int slots, int count) {
-    const int i = 4 * (blockIdx.x * 256 + threadIdx.x);
+struct SumLowRankParams {
+    const float* sums;  // of every slot, as low_rank::Sums has them
+    bf16* lora;         // [m, rank]
+    int slots, m, rank;
+    DownPart parts[MAX_PARTS];
+};
+
+// lora[m,r] = strength * sum_s sums[s,m,r], four of them a thread.
+extern "C" __global__ void __launch_bounds__(256) sum_low_rank_sm90(const __grid_constant__ SumLowRankParams p) {
+    const int count = ceil_div(p.m, 8) * 8 * p.rank, i = 4 * (blockIdx.x * 256 + threadIdx.x);
     if (i >= count) return;
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    for (int s = 0; s < slots; ++s) {
-        const float4 v = __ldg(reinterpret_cast<const float4*>(partials + static_cast<long long>(s) * count + i));
+    for (int s = 0; s < p.slots; ++s) {
+        const float4 v = __ldg(reinterpret_cast<const float4*>(p.sums + static_cast<long long>(s) * count + i));
         sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
     }
-    u32* to = reinterpret_cast<u32*>(lora + i / 16 * 16) + i % 16 / 4;
-    to[0] = pack_bf16(sum.x, sum.y);
-    to[4] = pack_bf16(sum.z, sum.w);
+    const int block = i / (8 * p.rank), place = i % (8 * p.rank), row = 8 * block + place % 128 / 16;
+    if (row >= p.m) return;
+    const int r = place / 128 * 16;
+    const float strength = low_rank::Cursor{}.at(p.parts, r).strength;
+    u32* const to = reinterpret_cast<u32*>(p.lora + static_cast<long long>(row) * p.rank + r) + place % 16 / 4;
+    to[0] = pack_bf16(strength * sum.x, strength * sum.y);
+    to[4] = pack_bf16(strength * sum.z, strength * sum.w);
 }

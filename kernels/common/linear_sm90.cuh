@@ -5,8 +5,9 @@
 // A cluster of two CTAs works on two tiles of 128 rows x BN columns side by side along M, which share the weights: each
 // loads half of them and multicasts it to both. In a CTA one warp keeps a ring of shared memory filled by the copy
 // engine; two warpgroups multiply, 64 rows each. A slot of the ring holds 128 bytes of K for 128 + BN rows: 128
-// channels of xq and wq, then, after the products, up to 64 ranks of lora and up, and for the GELU epilogue up to 64 of
-// the next layer's down-projection. CTAs are persistent and walk the tiles M first.
+// channels of xq and wq, then, after the products, up to 64 ranks of lora and up, and for the GELU epilogue up to 96 of
+// the next layer's down-projection. CTAs are persistent and walk the tiles M first; with GELU, those in the same rows
+// before others, whose sums stay in the L2 cache meanwhile.
 //
 // A `Format` says what the numbers are:
 //   BN, PIECE     columns of a tile, and those to which the low-rank branch is added at once
@@ -40,7 +41,7 @@ struct GemmParams {
     const float* reciprocal;  // GELU: 1 / smooth of the next layer [n]
     const u32* rope;          // QKV: [m, 64], cos (low half) and sin of a pair in fp16
     float* next_scales;       // GELU: the format's
-    float* next_lora;         // GELU: [next_slots, m, next_rank], to be summed over the first axis
+    float* next_lora;         // GELU: for every slot and row next_rank sums, as low_rank::Sums has them
     int m, n, k, rank, next_rank;    // ranks: of all parts
     // GELU: the t-th of the tiles side by side along N leaves its sums in slot t modulo this. The tiles of a slot in the
     // same rows have to be one CTA's: clusters / gcd(clusters, ceil(m/256)), or the number of tiles if that is less.
@@ -61,14 +62,25 @@ struct Shape {
     static_assert(SMEM_BYTES <= 232448, "shared memory of an SM");
 };
 
-// The tiles of a CTA in order: m0 and n0 of its part of each pair of tiles.
+// The tiles of a CTA: m0 and n0 of its part of each pair of tiles.
 struct Schedule {
     int tiles, pairs_m;
+    int turns;  // through the tiles: with GELU, for each of the rows that the CTA has tiles in
 
     template <int BN>
     __device__ static Schedule make(const GemmParams& p) {
         int pairs = ceil_div(p.m, 256);
-        return {pairs * ceil_div(p.n, BN), pairs};
+        return {pairs * ceil_div(p.n, BN), pairs, max(1, pairs * p.next_slots / static_cast<int>(gridDim.x / 2))};
+    }
+    // Calls `work(tile)` for each, in order.
+    template <class Work>
+    __device__ __forceinline__ void each(Work work) const {
+        const int clusters = gridDim.x / 2;
+#pragma unroll 1
+        for (int turn = 0; turn < turns; ++turn) {
+#pragma unroll 1
+            for (int tile = blockIdx.x / 2 + turn * clusters; tile < tiles; tile += turns * clusters) work(tile);
+        }
     }
     __device__ int m0(int tile, u32 rank) const { return (tile % pairs_m) * 256 + rank * 128; }
     template <int BN>
@@ -106,7 +118,7 @@ __device__ __forceinline__ void produce(const GemmParams& p, u32 slots, u32 full
     const Schedule schedule = Schedule::make<S::BN>(p);
     Producer<Format> producer{slots, full, empty, {}};
 
-    for (int tile = blockIdx.x / 2; tile < schedule.tiles; tile += gridDim.x / 2) {
+    schedule.each([&](int tile) {
         const int m0 = schedule.m0(tile, rank), n0 = schedule.n0<S::BN>(tile);
         for (int k = 0; k < p.k; k += 128) {
             const u32 slot = producer.open(), w = slot + S::X_BYTES, bar = producer.barrier();
@@ -116,8 +128,11 @@ __device__ __forceinline__ void produce(const GemmParams& p, u32 slots, u32 full
             producer.close(S::SLOT_BYTES);
         }
         low_rank::load_up<S::BN>(p, producer, m0, n0, rank);
-        if constexpr (E == GELU) low_rank::load_down(p, producer, S::X_BYTES, n0, rank);
-    }
+        if constexpr (E == GELU) {
+            static_assert(4 * low_rank::DOWN_BYTES <= S::X_BYTES + S::W_BYTES);
+            low_rank::load_down(p, producer, n0, rank);
+        }
+    });
 }
 
 // A warpgroup's view of the ring.
@@ -134,7 +149,8 @@ struct Consumer {
         ring.advance();
         return slot + warpgroup * 64 * 128;
     }
-    __device__ u32 w_of(u32 x) const { return x - warpgroup * 64 * 128 + S::X_BYTES; }
+    __device__ u32 slot_of(u32 x) const { return x - warpgroup * 64 * 128; }
+    __device__ u32 w_of(u32 x) const { return slot_of(x) + S::X_BYTES; }
     __device__ u32 scales_of(u32 x) const { return w_of(x) + S::W_BYTES; }
 
     // Gives the oldest slot back to the producers of both CTAs, which write to it.
@@ -154,7 +170,7 @@ __device__ __forceinline__ void consume(const GemmParams& p, u32 slots, u32 full
     Consumer<Format> c{slots, full, empty, warpgroup, {}, {}};
     staging += warpgroup * epilogue::STAGING_BYTES;
 
-    for (int tile = blockIdx.x / 2; tile < schedule.tiles; tile += gridDim.x / 2) {
+    schedule.each([&](int tile) {
         const int m0 = schedule.m0(tile, rank) + 64 * warpgroup, n0 = schedule.n0<BN>(tile);
         const int row0 = m0 + 16 * (threadIdx.x % 128 / 32) + lane / 4;
         float v[BN / 2];
@@ -190,7 +206,7 @@ __device__ __forceinline__ void consume(const GemmParams& p, u32 slots, u32 full
             low_rank::project_down<Format::DOWN_PIECE>(v, c, p, n0, row0);
             Format::quantise(v, p, staging, n0, m0, warpgroup);
         }
-    }
+    });
     if (threadIdx.x % 128 == 0) sm90::store_wait_read<0>();
 }
 

@@ -1,7 +1,9 @@
-// Low-rank branches in a linear on Hopper: up to 64 ranks of one part are a slot of its ring. Of
+// Low-rank branches in a linear on Hopper, by slots of its ring: 64 ranks of one part on the way up, 96 of any parts on
+// the way down. Of
 //   lora  [m, rank]         a slot holds a box of 128 rows x 64,
 //   up    [columns, ranks]  of a part: boxes of BN/2 rows x 64,
-//   down  [ranks, n]        of a part of the next layer: four boxes of 64 rows x 64.
+//   down  [ranks, n]        of a part of the next layer: boxes of 32 rows x 64, or of 16 where a part does not begin
+//                           and end with a multiple of 32.
 // Maps give zeros where there is nothing, so that a part may begin and end anywhere; tiles that it does not meet leave
 // it out. They are among the parameters: a map in global memory has to be fenced before its first use.
 #pragma once
@@ -24,7 +26,7 @@ struct UpMap {
 
 namespace low_rank {
 
-constexpr int SLOT_RANKS = 64;
+constexpr int UP_RANKS = 64;
 
 // Calls `slot(part, begin, r)` for every slot of the parts that `has`: their first rank, and the slot's.
 template <class Part, class Has, class Slot>
@@ -34,7 +36,7 @@ __device__ __forceinline__ void for_slots(const Part* parts, int rank, Has has, 
     for (; begin < rank; begin = parts++->end) {
         if (!has(*parts)) continue;
 #pragma unroll 1
-        for (int r = begin; r < parts->end; r += SLOT_RANKS) slot(*parts, begin, r);
+        for (int r = begin; r < parts->end; r += UP_RANKS) slot(*parts, begin, r);
     }
 }
 
@@ -100,21 +102,28 @@ __device__ __forceinline__ void add_up(float (&v)[BN / 2], Consumer& c, const Pa
     }
 }
 
-// Bytes of 64 channels of a slot of `down`.
-constexpr int DOWN_BYTES = SLOT_RANKS * 128;
+// Ranks of a slot of `down`, and bytes of 64 channels of these.
+constexpr int DOWN_RANKS = 96, DOWN_BYTES = DOWN_RANKS * 128;
 
-// Loads the slots of `down` for 256 channels, `offset` bytes from their start; each CTA loads half of them, for both.
+// Loads the slots of `down` for 256 channels; CTA `cta` of two loads half of them, for both.
 template <class Params, class Producer>
-__device__ __forceinline__ void load_down(const Params& p, Producer& producer, u32 offset, int n0, u32 cta) {
-    auto any = [](const DownMap&) { return true; };
-    for_slots(p.next_parts, p.next_rank, any, [&](const DownMap& part, int begin, int r) {
-        const u32 slot = producer.open() + offset;
-        for (u32 box = 2 * cta; box < 2 * cta + 2; ++box) {
-            sm90::load_2d_multicast(slot + box * DOWN_BYTES, part.down, producer.barrier(), n0 + 64 * box, r - begin,
-                                    0b11);
+__device__ __forceinline__ void load_down(const Params& p, Producer& producer, int n0, u32 cta) {
+    const int n = n0 + 128 * static_cast<int>(cta);
+    Cursor cursor;
+#pragma unroll 1
+    for (int begin = 0; begin < p.next_rank; begin += DOWN_RANKS) {
+        const int end = min(begin + DOWN_RANKS, p.next_rank);
+        u32 to = producer.open() + 2 * cta * DOWN_BYTES;
+#pragma unroll 1
+        for (int r = begin; r < end;) {
+            const DownMap& part = cursor.at(p.next_parts, r);
+            const int row = r - cursor.begin;
+            sm90::load_2d_multicast(to, part.down, producer.barrier(), n, row, 0b11);
+            sm90::load_2d_multicast(to + DOWN_BYTES, part.down, producer.barrier(), n + 64, row, 0b11);
+            r += part.box, to += part.box * 128;
         }
-        producer.close(4 * DOWN_BYTES);
-    });
+        producer.close((end - begin) * 4 * 128);
+    }
 }
 
 // sum = g down^T over this tile's 256 channels, for 2 R ranks.
@@ -139,54 +148,75 @@ __device__ __forceinline__ void multiply_down(float (&sum)[R], const float (&g)[
     wgmma::pin(sum);
 }
 
-// Four sums of a tile to where those of the tiles in its slot are added up: `first` begins a slot.
-__device__ __forceinline__ void leave_sums(float* to, float4 sums, bool first) {
-    if (first) {
-        *reinterpret_cast<float4*>(to) = sums;
-    } else {
-        sm90::add_global(to, sums);
-    }
-}
+// Where a thread adds up its sums. next_lora is [slots, ceil(m/8), rank/16, 8, 16]: what a warp adds at once, 16 ranks of
+// 8 rows, lies together. Of 16 ranks a thread has 2t, 2t + 1, 2t + 8 and 2t + 9, in places 4t to 4t + 3.
+// sum_low_rank_sm90 undoes all that.
+struct Sums {
+    float* rows[2];  // of its first row and the one 8 on, null past the last
+    int rank;
+    bool first;  // tile of a slot
 
-// next_lora[slot, m, r] (+)= strength * sum over this tile's 256 channels of bf16(g[m,n]) down[r,n]
-// A slot's sums of a row are added up by one thread, in the order of its tiles. `PIECE` ranks at once, 32 or 64: fewer
-// where registers beside g are short. Of 16 ranks a thread has 2t, 2t + 1, 2t + 8 and 2t + 9; they lie side by side, in
-// places 4t to 4t + 3, which sum_low_rank_sm90 undoes.
-template <int PIECE, class Params, class Consumer>
-__device__ __forceinline__ void project_down(const float (&g)[128], Consumer& c, const Params& p, int n0, int row0) {
-    const int tile = n0 / 256;
-    const bool first = tile < p.next_slots;
-    float* const out = p.next_lora + (static_cast<long long>(tile % p.next_slots) * p.m + row0) * p.next_rank +
-                       4 * (threadIdx.x % 4);
-    auto project = [&](auto& sum, u32 down, const DownMap& part, int r) {
-        multiply_down(sum, g, down);
+    template <class Params>
+    __device__ Sums(const Params& p, int n0, int row0) : rank(p.next_rank), first(n0 / 256 < p.next_slots) {
+        const int blocks = ceil_div(p.m, 8), block = row0 / 8, slot = n0 / 256 % p.next_slots;
+        float* const at =
+            p.next_lora + (static_cast<long long>(slot) * blocks + block) * 8 * rank + 4 * (threadIdx.x % 32);
+        rows[0] = block < blocks ? at : nullptr;
+        rows[1] = block + 1 < blocks ? at + 8 * rank : nullptr;
+    }
+
+    // Adds those of 2 R ranks from `r` on.
+    template <int R>
+    __device__ __forceinline__ void add(const float (&sum)[R], int r) const {
 #pragma unroll
-        for (int i = 0; i < static_cast<int>(sizeof sum) / 32; ++i) {
-            if (r + 16 * i >= part.end) break;
-            const float* s = &sum[8 * i];
-            float* to = out + r + 16 * i;
+        for (int i = 0; i < R / 8; ++i) {
+            if (r + 16 * i >= rank) break;
 #pragma unroll
-            for (int half = 0; half < 2; ++half, s += 2, to += 8 * p.next_rank) {
-                if (row0 + 8 * half >= p.m) break;
-                const float strength = part.strength;
-                leave_sums(to, make_float4(strength * s[0], strength * s[1], strength * s[4], strength * s[5]), first);
+            for (int half = 0; half < 2; ++half) {
+                if (!rows[half]) break;
+                const float* s = &sum[8 * i + 2 * half];
+                const float4 v = make_float4(s[0], s[1], s[4], s[5]);
+                float* const to = rows[half] + 8 * (r + 16 * i);
+                if (first) {
+                    *reinterpret_cast<float4*>(to) = v;
+                } else {
+                    sm90::add_global(to, v);
+                }
             }
         }
+    }
+};
+
+// next_lora[slot, m, r] (+)= sum over this tile's 256 channels of bf16(g[m,n]) down[r,n], without the parts' strengths.
+// A slot's sums of a row are added up by one thread, in the order of its tiles. `PIECE` ranks at once, 32 or 96: fewer
+// where registers beside g are short.
+template <int PIECE, class Params, class Consumer>
+__device__ __forceinline__ void project_down(const float (&g)[128], Consumer& c, const Params& p, int n0, int row0) {
+    const Sums sums(p, n0, row0);
+    auto project = [&](auto& sum, u32 down, int r) {
+        multiply_down(sum, g, down);
+        sums.add(sum, r);
     };
-    auto any = [](const DownMap&) { return true; };
-    for_slots(p.next_parts, p.next_rank, any, [&](const DownMap& part, int, int begin) {
-        const u32 down = c.w_of(c.wait_x());
-        for (int r = begin; r < min(begin + SLOT_RANKS, part.end); r += PIECE) {
-            if (PIECE == 64 && part.end - r > 32) {
+#pragma unroll 1
+    for (int begin = 0; begin < p.next_rank; begin += DOWN_RANKS) {
+        const u32 down = c.slot_of(c.wait_x());
+        const int end = min(begin + DOWN_RANKS, p.next_rank);
+#pragma unroll 1
+        for (int r = begin; r < end; r += PIECE) {
+            const u32 at = down + (r - begin) * 128;
+            if (PIECE == 96 && end - r > 64) {
+                float sum[48];
+                project(sum, at, r);
+            } else if (PIECE == 96 && end - r > 32) {
                 float sum[32];
-                project(sum, down, part, r);
+                project(sum, at, r);
             } else {
                 float sum[16];
-                project(sum, down + (r - begin) * 128, part, r);
+                project(sum, at, r);
             }
         }
         c.release();
-    });
+    }
 }
 
 }  // namespace low_rank

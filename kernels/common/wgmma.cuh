@@ -53,13 +53,18 @@ __device__ __forceinline__ void pin(float (&d)[R]) {
 #define SVDQ_D32(C, o) SVDQ_D16(C, o), SVDQ_D16(C, o + 16)
 #define SVDQ_ACC16(C) SVDQ_D16(C, 0)
 #define SVDQ_ACC32(C) SVDQ_D32(C, 0)
+#define SVDQ_ACC48(C) SVDQ_ACC32(C), SVDQ_D16(C, 32)
 #define SVDQ_ACC64(C) SVDQ_ACC32(C), SVDQ_D32(C, 32)
 #define SVDQ_ACC96(C) SVDQ_ACC64(C), SVDQ_D32(C, 64)
+#define SVDQ_ACC104(C) SVDQ_ACC96(C), SVDQ_D8(C, 96)
 #define SVDQ_ACC128(C) SVDQ_ACC96(C), SVDQ_D32(C, 96)
 #define SVDQ_TEXT16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define SVDQ_TEXT32 \
     SVDQ_TEXT16     \
     ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define SVDQ_TEXT48 \
+    SVDQ_TEXT32     \
+    ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define SVDQ_TEXT64                                                                    \
     SVDQ_TEXT32                                                                        \
     ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
@@ -68,6 +73,9 @@ __device__ __forceinline__ void pin(float (&d)[R]) {
     SVDQ_TEXT64                                                                        \
     ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
     ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define SVDQ_TEXT104 \
+    SVDQ_TEXT96      \
+    ", %96, %97, %98, %99, %100, %101, %102, %103"
 #define SVDQ_TEXT128                                                                               \
     SVDQ_TEXT96                                                                                    \
     ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
@@ -106,6 +114,7 @@ __device__ __forceinline__ void mma_e4m3(float (&d)[64], u64 a, u64 b, int add) 
                      : "l"(a), "l"(b), "r"(add));                                                                     \
     }
 SVDQ_WGMMA_BF16(256, 128, "%128", "%129", "%130")
+SVDQ_WGMMA_BF16(208, 104, "%104", "%105", "%106")
 SVDQ_WGMMA_BF16(192, 96, "%96", "%97", "%98")
 SVDQ_WGMMA_BF16(128, 64, "%64", "%65", "%66")
 SVDQ_WGMMA_BF16(64, 32, "%32", "%33", "%34")
@@ -120,6 +129,7 @@ SVDQ_WGMMA_BF16(64, 32, "%32", "%33", "%34")
                      : SVDQ_ACC##R("+f")                                                                  \
                      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));                             \
     }
+SVDQ_WGMMA_BF16_RS(mma_bf16_rs, 96, 48, 0, "%48", "%49", "%50", "%51", "%52", "%53")
 SVDQ_WGMMA_BF16_RS(mma_bf16_rs, 64, 32, 0, "%32", "%33", "%34", "%35", "%36", "%37")
 SVDQ_WGMMA_BF16_RS(mma_bf16_rs, 32, 16, 0, "%16", "%17", "%18", "%19", "%20", "%21")
 SVDQ_WGMMA_BF16_RS(mma_bf16_rs_n, 128, 64, 1, "%64", "%65", "%66", "%67", "%68", "%69")

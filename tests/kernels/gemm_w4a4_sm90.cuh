@@ -45,7 +45,7 @@ struct Data {
           xs(size_t(c.k / 64) * c.m),
           ws(size_t(c.n) * c.k / 64),
           next_scales(size_t(c.n / 64) * c.m),
-          next_lora(size_t((c.n + 255) / 256) * c.m * c.next_rank() + 1),
+          next_lora((c.n + 255) / 256 * slot_sm90(c.m, c.next_rank()) + 1),
           reciprocal(c.n),
           lora(size_t(c.m) * c.rank() + 1),
           up(size_t(c.n) * c.rank() + 1),
@@ -59,12 +59,12 @@ struct Data {
         GemmParams p{};
         p.x = map_bytes(x, c.m, c.k, 128), p.w = map_bytes(w, c.n, c.k, 128);
         p.lora = c.rank() ? map_bf16(lora, c.m, c.rank(), 128) : p.x;
-        set_up(p.parts, c.parts, up.data, c.n, 128), set_down(p.next_parts, c.next_parts, down.data, c.n, 64);
+        set_up(p.parts, c.parts, up.data, c.n, 128), set_down(p.next_parts, c.next_parts, down.data, c.n);
         p.rank = c.rank(), p.next_rank = c.next_rank();
         p.out = c.epilogue == GELU4 ? map_bytes(codes, c.m, c.n, 64) : map_bf16(out, c.m, c.n, 64);
         const u64 groups = c.k / 64, blocks = c.n / 128;
-        p.scales = tensor_map(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, ws, {128, groups, blocks}, {512, groups * 512}, {128, 2, 2},
-                              CU_TENSOR_MAP_SWIZZLE_NONE);
+        p.scales = tensor_map(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, ws, {128, groups, blocks}, {512, groups * 512},
+                              {128, 2, 2}, CU_TENSOR_MAP_SWIZZLE_NONE);
         p.xs = xs, p.bias = bias, p.columns = columns, p.reciprocal = reciprocal,
         p.rope = reinterpret_cast<const u32*>(rope.data);
         p.next_scales = next_scales, p.next_lora = next_lora, p.next_slots = (c.n + 255) / 256;
@@ -149,8 +149,12 @@ inline void check(const Case& c) {
         auto scales = d.next_scales.host();
         const int rank = c.next_rank();
         const auto found = d.next_lora.host();
-        std::vector<float> in_order(found.size());
-        for (size_t i = 0; i + 1 < found.size(); ++i) in_order[i] = found[i / rank * rank + place_sm90(i % rank)];
+        const std::vector<float> strengths = strengths_of(c.next_parts);
+        std::vector<float> in_order;
+        for (int slot = 0; slot < (c.n + 255) / 256; ++slot)
+            for (int i = 0; i < c.m; ++i)
+                for (int r = 0; r < rank; ++r)
+                    in_order.push_back(strengths[r] * found[slot * slot_sm90(c.m, rank) + place_sm90(i, r, rank)]);
         copy(in.d_next_lora, in_order);
         auto code = [&](int i, int n) {
             const u8* found = std::find(E4M3, E4M3 + 16, codes[size_t(i) * c.n + n]);

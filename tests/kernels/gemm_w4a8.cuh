@@ -98,7 +98,7 @@ struct Data {
           rope(size_t(c.m) * 128),
           reciprocal(c.n),
           next_scales(size_t(tiles) * c.m),
-          next_lora(size_t(c.grid().slots) * c.m * c.next_rank() + 1),
+          next_lora(c.grid().slots * slot_sm90(c.m, c.next_rank()) + 1),
           codes(size_t(c.m) * c.n) {
         if (c.blocked) {
             fill(xq, 1, 60, 40, 37, c.k);
@@ -124,7 +124,7 @@ struct Data {
         p.x = map_bytes(xq, c.m, c.k, 128);
         p.w = map_bytes(wq, c.n, c.k, e.columns / 2);
         p.lora = c.rank() ? map_bf16(lora, c.m, c.rank(), 128) : p.x;
-        set_up(p.parts, c.parts, up.data, c.n, e.columns / 2), set_down(p.next_parts, c.next_parts, down.data, c.n, 64);
+        set_up(p.parts, c.parts, up.data, c.n, e.columns / 2), set_down(p.next_parts, c.next_parts, down.data, c.n);
         p.rank = c.rank(), p.next_rank = c.next_rank();
         p.out = c.epilogue == GELU ? map_bytes(codes, c.m, c.n, 64) : map_bf16(out, c.m, c.n, 64);
         p.xs = xs, p.ws = ws, p.bias = bias, p.columns = columns, p.reciprocal = reciprocal,
@@ -189,7 +189,6 @@ inline void check_gelu(const Data& d, const std::vector<float>& g, int step) {
     auto scales = d.next_scales.host(), partial = d.next_lora.host();
     auto reciprocal = d.reciprocal.host();
     auto down = d.down.host();
-    const std::vector<float> strengths = strengths_of(c.next_parts);
     int rows = g.size() / c.n, off = 0;
     size_t wrong = 0;
     double worst_scale = 0;
@@ -214,13 +213,14 @@ inline void check_gelu(const Data& d, const std::vector<float>& g, int step) {
                 double sum = 0;
                 for (int n = 256 * t; n < end; ++n)
                     sum += double(g[size_t(i) * c.n + n]) * to_float(down[size_t(r) * c.n + n]);
-                sums[size_t(t % slots) * c.next_rank() + r] += strengths[r] * sum;
+                sums[size_t(t % slots) * c.next_rank() + r] += sum;
             }
         }
         for (int s = 0; s < slots; ++s) {
             for (int r = 0; r < c.next_rank(); ++r) {
                 expected.push_back(sums[size_t(s) * c.next_rank() + r]);
-                lora.push_back(partial[(size_t(s) * c.m + row) * c.next_rank() + place_sm90(r)]);
+                const int rank = c.next_rank();
+                lora.push_back(partial[s * slot_sm90(c.m, rank) + place_sm90(row, r, rank)]);
             }
         }
     }

@@ -86,17 +86,21 @@ struct GeluGrid {
     }
 };
 
-// Where a linear on Hopper leaves rank `r` of what it projects down, as low_rank_sm90.cuh has it.
-inline int place_sm90(int r) {
-    return r / 16 * 16 + r % 8 / 2 * 4 + r % 16 / 8 * 2 + r % 2;
+// Where a linear on Hopper leaves the sum of (row, rank) in a slot, and the floats of a slot, as low_rank_sm90.cuh has them.
+inline size_t place_sm90(int row, int r, int rank) {
+    const int in_block = r % 8 / 2 * 4 + r % 16 / 8 * 2 + r % 2;
+    return size_t(row / 8) * 8 * rank + r / 16 * 128 + row % 8 * 16 + in_block;
+}
+inline size_t slot_sm90(int m, int rank) {
+    return size_t((m + 7) / 8) * 8 * rank;
 }
 
-// The same through maps, for Hopper, in boxes of so many ranks; 0: of 32 where these begin and end with the part, or 16.
-inline void set_down(DownMap (&to)[MAX_PARTS], const Parts& parts, const bf16* down, int k, int box) {
+// The same through maps, for Hopper.
+inline void set_down(DownMap (&to)[MAX_PARTS], const Parts& parts, const bf16* down, int k) {
     DownPart plain[MAX_PARTS] = {};
     set_down(plain, parts, down, k);
     for (size_t i = 0; i < parts.size(); ++i) {
-        to[i].box = box ? box : plain[i].end % 32 == 0 && parts[i].rank % 32 == 0 ? 32 : 16;
+        to[i].box = plain[i].end % 32 == 0 && parts[i].rank % 32 == 0 ? 32 : 16;
         if (parts[i].rank) to[i].down = map_bf16(plain[i].down, parts[i].rank, k, to[i].box);
         to[i].strength = plain[i].strength, to[i].end = plain[i].end;
     }

@@ -53,8 +53,7 @@ struct Stream {
         test_gemm::launch(out.c, p_out);
         quantise(normed, p_normed);
         test_gemm::launch(fc1.c, p_fc1);
-        const int count = fc1.c.m * fc1.c.next_rank();
-        sum_low_rank_sm90<<<(count / 4 + 255) / 256, 256>>>(fc1.next_lora, lora, fc1.c.grid().slots, count);
+        test_project_down::launch_sums(fc1.next_lora, lora, fc1.c.grid().slots, fc1.c.m, fc1.c.next_parts);
         test_gemm::launch(fc2.c, p_fc2);
     }
 };

@@ -112,22 +112,18 @@ struct UpMap {
 /// No map.
 const NONE: TensorMap = TensorMap([0; 16]);
 
-/// The parts as kernels that project down take them, of a linear with `k` inputs. `ranks` gives the ranks of a box, from
-/// a part's first rank and how many it has.
-pub(super) fn down_maps(
-    context: &Context,
-    parts: &[Part],
-    k: usize,
-    ranks: impl Fn(usize, usize) -> usize,
-) -> Result<[DownMap; MAX_PARTS]> {
+/// The parts as kernels that project down take them, of a linear with `k` inputs.
+pub(super) fn down_maps(context: &Context, parts: &[Part], k: usize) -> Result<[DownMap; MAX_PARTS]> {
     let mut out = [DownMap { down: NONE, strength: 0.0, end: 0, ranks: 0 }; MAX_PARTS];
     let mut begin = 0;
     for (to, part) in out.iter_mut().zip(parts) {
-        let (ranks, end) = (ranks(begin, part.rank), begin + part.rank);
+        let end = begin + part.rank;
+        // Tiles and slots of a multiple of 32 ranks cut no box in two.
+        let ranks = if begin.is_multiple_of(32) && end.is_multiple_of(32) { 32 } else { 16 };
         (to.strength, to.end, to.ranks) = (part.strength, end as i32, ranks as i32);
         if part.rank > 0 {
             let down = Matrix { at: part.down, rows: part.rank, cols: k, bf16: true };
-            to.down = TensorMap::new(context, &down, ranks as u32)?;
+            to.down = TensorMap::new(context, &down, ranks)?;
         }
         begin = end;
     }
@@ -221,8 +217,6 @@ struct Linears {
 const STORE_COLUMNS: usize = 256;
 /// The same of those that add in profile W4A8.
 const ADD_COLUMNS: usize = 192;
-/// `low_rank::SLOT_RANKS`
-const SLOT_RANKS: usize = 64;
 const ATTENTION_SHARED: u32 = 128 * 128 * 2 + 2 * 2 * (ATTENTION_KEYS * 128 * 2) + 8 * (1 + 4 * 2);
 const ATTENTION_KEYS: u32 = 128;
 
@@ -233,13 +227,18 @@ const fn gemm_shared(columns: usize, scale_bytes: u32) -> u32 {
     stages * slot + 2 * (2 * 64 * 128) + 2 * 8 * stages
 }
 
-/// The clusters of a linear before a GELU, and the slots `[rows, rank]` in which they add up what it projects down.
+/// The clusters of a linear before a GELU, and the slots in which they add up what it projects down.
 pub(super) struct GeluGrid {
     clusters: usize,
     pub(super) slots: usize,
 }
 
 impl GeluGrid {
+    /// Floats of all slots.
+    pub(super) fn sums(&self, rows: usize, rank: usize) -> usize {
+        self.slots * rows.next_multiple_of(8) * rank
+    }
+
     /// As few slots as can be without one more tile for any cluster, of `most` at most. Tiles go round the clusters, along
     /// the rows first: so often does one have the same rows again.
     fn new(rows: usize, n: usize, most: usize) -> Self {
@@ -416,7 +415,7 @@ impl Kernels {
             out: x_map,
             scales,
             parts: up_maps(&self.context, w.parts, columns)?,
-            next_parts: down_maps(&self.context, &[], n, |_, _| SLOT_RANKS)?,
+            next_parts: down_maps(&self.context, &[], n)?,
             xs: x.scales.at(),
             ws: w.scales.at(),
             bias: w.bias.at(),
@@ -447,7 +446,7 @@ impl Kernels {
             }
             Epilogue::Gelu { codes, scales, reciprocal, parts, partials } => {
                 params.out = map(codes, m, n, false, 64)?;
-                params.next_parts = down_maps(&self.context, parts, n, |_, _| SLOT_RANKS)?;
+                params.next_parts = down_maps(&self.context, parts, n)?;
                 (params.reciprocal, params.next_scales) = (reciprocal, scales);
                 (params.next_lora, params.next_rank) = (partials, low_rank::rank(parts) as i32);
                 let grid = self.gelu_grid(m, n);

@@ -185,8 +185,8 @@ impl Weights {
         let groups = if self.profile == Profile::W4A4 { self.n / 64 } else { blocks };
         let (codes, scales) = (cuda.temporary(rows * self.n)?, cuda.temporary(groups * rows * 4)?);
         let lora = cuda.temporary(rows * rank * 2)?;
-        let slots = kernels(cuda).gelu_grid(rows, self.n).slots;
-        let partials = cuda.temporary(slots * rows * rank * 4)?;
+        let grid = kernels(cuda).gelu_grid(rows, self.n);
+        let partials = cuda.temporary(grid.sums(rows, rank) * 4)?;
         let epilogue = Epilogue::Gelu {
             codes: codes.at(),
             scales: scales.at(),
@@ -195,7 +195,7 @@ impl Weights {
             partials: partials.at(),
         };
         self.product(cuda, x, updates, &epilogue)?;
-        kernels(cuda).project_down.sum(partials.at(), lora.at(), slots, rows * rank)?;
+        kernels(cuda).project_down.sum(partials.at(), lora.at(), grid.slots, rows, &parts)?;
         Ok(Rows { count: rows, codes, scales, lora, rank })
     }
 
