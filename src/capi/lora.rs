@@ -59,8 +59,10 @@ unsafe impl Sized32 for svdq_lora_ref {
 /// out: receives the LoRA, or NULL on failure. Release it with svdq_lora_release.
 ///
 /// Errors: SVDQ_ERR_WRONG_MODEL for a LoRA of another model, SVDQ_ERR_UNSUPPORTED for LoKr, LoHa and
-/// DoRA, SVDQ_ERR_NOT_FOUND, SVDQ_ERR_IO, SVDQ_ERR_BAD_FORMAT, SVDQ_ERR_VERSION_MISMATCH,
-/// SVDQ_ERR_INVALID_ARGUMENT.
+/// DoRA, SVDQ_ERR_NOT_FOUND, SVDQ_ERR_IO, SVDQ_ERR_BAD_FORMAT, SVDQ_ERR_OUT_OF_HOST_MEMORY,
+/// SVDQ_ERR_OUT_OF_DEVICE_MEMORY, SVDQ_ERR_MEMORY_BUDGET, SVDQ_ERR_DEVICE_LOST, SVDQ_ERR_VERSION_MISMATCH,
+/// SVDQ_ERR_INVALID_ARGUMENT. After svdq_context_shutdown SVDQ_ERR_SHUTTING_DOWN, or SVDQ_ERR_CANCELLED if
+/// it ran already.
 /// Threads: any.
 /// Since 0.1.
 #[unsafe(no_mangle)]

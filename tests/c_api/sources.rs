@@ -9,8 +9,8 @@ use std::{fs, ptr, slice};
 use svdq::capi::*;
 
 use crate::support::{
-    c, create, demo, last_error, load as load_path, lora, lora_file, model, model_params, ok, repository,
-    sized, source,
+    c, create, demo, last_error, load as load_path, load_into, lora, lora_file, model, model_params, ok,
+    repository, sized, source,
 };
 
 /// A file that is given, and how it is read.
@@ -445,4 +445,49 @@ fn loras_from_paths_memory_and_callbacks_are_the_same() {
     let cut = svdq_source { size: 9, ..nameless.in_memory() };
     let (result, text) = load(cut).unwrap_err();
     assert!(result == SVDQ_ERR_BAD_FORMAT && text.starts_with("the source: truncated"), "{text}");
+}
+
+#[test]
+fn loads_end_when_their_context_is_shut_down() {
+    thread_local! {
+        static CONTEXT: Cell<usize> = const { Cell::new(0) };
+    }
+    // At the first tensor, after length and header. A callback must not shut down its own context; another thread may.
+    let shut_down = || {
+        let context = CONTEXT.get();
+        let shut_down =
+            move || assert_eq!(unsafe { svdq_context_shutdown(context as *mut _, 0) }, SVDQ_PENDING);
+        if READS.get() == 2 {
+            std::thread::spawn(shut_down).join().unwrap();
+        }
+    };
+    let style = File::new(None, fs::read(lora_file().to_str().unwrap()).unwrap());
+    let transformer = transformer();
+    let demo = demo();
+    let sources = [source(&demo), transformer.through_calls()];
+    for model_too in [false, true] {
+        let (context, mut lora) = (create(), ptr::dangling_mut());
+        let mut own = load_into(context, &demo);
+        CONTEXT.set(context as usize);
+        READS.set(0);
+        BESIDES.set(shut_down);
+        let result = match model_too {
+            true => {
+                let mut out = ptr::dangling_mut();
+                let result = unsafe { svdq_model_load(context, &model_params(&sources), &mut out) };
+                assert!(out.is_null());
+                result
+            }
+            false => unsafe { svdq_lora_load(own, &style.through_calls(), &mut lora) },
+        };
+        BESIDES.set(|| ());
+        assert_eq!(result, SVDQ_ERR_CANCELLED, "{}", last_error());
+        let result = unsafe { svdq_lora_load(own, &style.through_calls(), &mut lora) };
+        assert_eq!((result, lora), (SVDQ_ERR_SHUTTING_DOWN, ptr::null_mut()));
+        unsafe { svdq_model_release(own) };
+        let result = unsafe { svdq_model_load(context, &model_params(&sources), &mut own) };
+        assert_eq!((result, own), (SVDQ_ERR_SHUTTING_DOWN, ptr::null_mut()));
+        ok(unsafe { svdq_context_shutdown(context, u32::MAX) });
+        unsafe { svdq_context_release(context) };
+    }
 }
