@@ -155,27 +155,16 @@ fn submit(ledger: &Ledger, model: *mut svdq_model, params: &svdq_generate_params
     }
 }
 
-/// Which of `count` allocations are made to fail, where each takes a while: the first, the last, and some between.
-fn sample(count: u64) -> Vec<u64> {
-    let (first, last) = (40.min(count), 5);
-    let between = (first + 1..=count).step_by((count / 60).max(1) as usize);
-    let mut sample: Vec<_> =
-        (1..=first).chain(between).chain(count.saturating_sub(last) + 1..=count).collect();
-    sample.sort_unstable();
-    sample.dedup();
-    sample
-}
-
-/// Lets one allocation of `attempt` fail, then another. Every failure has to be said and to leave nothing behind; `check`
+/// Lets each allocation of `attempt` fail in turn. Every failure has to be said and to leave nothing behind; `check`
 /// looks at what is still there. Returns what `attempt` makes when none fails.
-fn fail_some<T>(ledger: &Ledger, attempt: impl Fn() -> Outcome<T>, drop: fn(T), check: impl Fn()) -> T {
+fn fail_each<T>(ledger: &Ledger, attempt: impl Fn() -> Outcome<T>, drop: fn(T), check: impl Fn()) -> T {
     let calls = || ledger.books().calls;
     let before = calls();
     drop(attempt().unwrap());
     let count = calls() - before;
     assert!(count > 0, "nothing is taken");
     check();
-    for n in sample(count) {
+    for n in 1..=count {
         let used = {
             let mut books = ledger.books();
             books.fail = Fail::Call(books.calls + n);
@@ -199,12 +188,12 @@ fn an_allocation_that_fails_is_said_and_harms_nothing() {
     let (ledger, file) = (Ledger::leaked(), lora_file());
     let context = ledger.context();
     let release = |model| unsafe { svdq_model_release(model) };
-    let model = fail_some(ledger, || load(context), release, || ());
+    let model = fail_each(ledger, || load(context), release, || ());
 
     let plain = generate(model, &picture()).unwrap();
     let release = |lora| unsafe { svdq_lora_release(lora) };
     let unchanged = || assert!(generate(model, &picture()).unwrap() == plain, "the picture has changed");
-    let lora = fail_some(ledger, || load_lora(model, &file), release, unchanged);
+    let lora = fail_each(ledger, || load_lora(model, &file), release, unchanged);
 
     let loras = [svdq_lora_ref { strength: 1.0, lora, ..sized() }];
     // Of another prompt, so that it is encoded every time.
@@ -212,11 +201,11 @@ fn an_allocation_that_fails_is_said_and_harms_nothing() {
     let styled = svdq_generate_params { prompt, loras: loras.as_ptr(), lora_count: 1, ..picture() };
     let expected = generate(model, &styled).unwrap();
     assert!(expected != plain);
-    let made = fail_some(ledger, || generate(model, &styled), drop, unchanged);
+    let made = fail_each(ledger, || generate(model, &styled), drop, unchanged);
     assert!(made == expected, "the picture has changed");
     let unchanged =
         || assert!(submit(ledger, model, &picture()).unwrap() == plain, "the picture has changed");
-    let made = fail_some(ledger, || submit(ledger, model, &styled), drop, unchanged);
+    let made = fail_each(ledger, || submit(ledger, model, &styled), drop, unchanged);
     assert!(made == expected, "the picture has changed");
 
     unsafe { (svdq_lora_release(lora), svdq_model_release(model)) };

@@ -240,10 +240,8 @@ fn every_read_can_fail() {
     let reads = READS.get();
     assert!(reads > 300, "{reads} reads");
     unsafe { svdq_model_release(model.get()) };
-    // All of the first, which are of headers and configs, and of the last, of tokenizers; between them each 13th, which
-    // comes by every kind of tensor.
     let mut named = BTreeSet::new();
-    for fails in (0..60).chain((60..reads).step_by(13)).chain(reads - 6..reads) {
+    for fails in 0..reads {
         assert_eq!(load(fails), SVDQ_ERR_IO, "read {fails}: {}", last_error());
         assert_eq!(READS.get(), fails + 1, "reads go on after one has failed");
         let text = last_error();
