@@ -85,8 +85,10 @@ impl<'a> Numbers<'a> {
     pub fn append(&mut self, other: Numbers<'a>) -> Result<()> {
         if self.count() == 0 {
             *self = other;
-        } else if self.values.get().is_none() && other.values.get().is_none() {
+        } else if !self.stored.is_empty() && !other.stored.is_empty() {
+            // Of many parts each would be copied as often as there are parts behind it: all are decoded anew when asked for.
             self.stored.extend(other.stored);
+            self.values = OnceLock::new();
         } else {
             let all = Buf::concat(&self.memory, &[self.values()?, other.values()?], WHAT)?;
             *self = Numbers { memory: self.memory.clone(), ..all.into() };
@@ -205,6 +207,21 @@ mod tests {
         assert!(numbers.bf16().unwrap().iter().all(|part| matches!(part, Bytes::File(_))));
         assert_eq!(bf16(&numbers), [&BF16[..], &BF16[2..]].concat());
         assert_eq!(numbers.values().unwrap(), [1.0, -2.0, -2.0]);
+    }
+
+    #[test]
+    fn parts_that_were_decoded_are_not_copied_for_each_one_behind_them() {
+        let mut numbers = Numbers::default();
+        for value in 0..3 {
+            let part = stored(Dtype::F8_E4M3, &[0x38, 0x40, 0xb8][value..], 2.0);
+            part.values().unwrap();
+            numbers.append(part).unwrap();
+            assert!(numbers.values.get().is_none() || value == 0);
+        }
+        assert_eq!(numbers.count(), 6);
+        assert_eq!(numbers.values().unwrap(), [2.0, 4.0, -2.0, 4.0, -2.0, -2.0]);
+        numbers.append(vec![7.0].into()).unwrap();
+        assert_eq!(numbers.values().unwrap()[5..], [-2.0, 7.0]);
     }
 
     #[test]
