@@ -38,7 +38,9 @@ cargo_here() { (cd "$sources" && cargo "$@"); }
 # As it is shipped; without the folders of this machine, which the texts of panics would have.
 build() {
     local crates=${CARGO_HOME:-$HOME/.cargo}/registry/src
-    local flags="--remap-path-prefix=$crates=crates"$'\x1f'"--remap-path-prefix=$sources=libsvdq"
+    local flags=${RUSTFLAGS:-} separator=$'\x1f'
+    flags=${flags:+${flags// /$separator}$separator}
+    flags+="--remap-path-prefix=$crates=crates${separator}--remap-path-prefix=$sources=libsvdq"
     CARGO_ENCODED_RUSTFLAGS=$flags cargo_here build --locked --profile dist "${features[@]}" --lib
     from=$(cargo_here metadata --locked --no-deps --format-version 1 |
         sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/dist
