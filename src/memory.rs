@@ -2,7 +2,8 @@
 //!
 //! Matrices and tables come from here: weights, what they are decoded and unpacked to on their way to a device, activations,
 //! pixels. Always the system's are headers, tokenizers and configs; vectors, such as biases; and while a checkpoint is
-//! loaded that splits q, k and v in 4 bits, the packed bytes of the one linear that they become.
+//! loaded that splits q, k and v, or the outputs of a single block, in 4 bits, the packed bytes of the linears that they
+//! become; and scales and zeros of a 4-bit T5.
 
 #![allow(unsafe_code, reason = "allocates")]
 

@@ -82,8 +82,8 @@ impl Dense {
     }
 }
 
-/// Up to so many rows 4-bit codes are multiplied as they are, and read once for every 16 rows; for more, such as T5's, they
-/// become bf16 first.
+/// Up to so many rows 4-bit codes are multiplied as they are, and read once for every 16 rows. For more, such as T5's tokens
+/// or the modulation of as many steps, they become bf16 first.
 const FEW_ROWS: usize = 64;
 
 /// 4-bit codes with a scale and a zero for every group of channels.
