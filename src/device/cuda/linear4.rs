@@ -51,9 +51,7 @@ impl Weights {
         }
         let reciprocal: Vec<f32> = pack::unpack_vector(&source.smooth).iter().map(|v| 1.0 / v).collect();
         let matrix = |values: Vec<f32>| cuda.constant(&pack::f32_to_bf16(&values));
-        let down = cuda.constant_of(rank * k, || {
-            pack::unpack_lora_down_bf16(&cuda.memory, &source.lora_down, k, rank)
-        })?;
+        let down = low_rank::own_down(cuda, source)?;
         let up = cuda.constant(&source.lora_up)?;
         let [down_at, up_at] = [&down, &up].map(Range::at);
         Ok(Weights {

@@ -107,11 +107,7 @@ impl Weights {
             Held::Packed(packed)
         };
         let reciprocal = || Ok(Vec::from_iter(pack::unpack_vector(&source.smooth).iter().map(|v| 1.0 / v)));
-        let down = cuda.constant_of(rank * k, || {
-            pack::unpack_lora_down_bf16(&cuda.memory, &source.lora_down, k, rank)
-        })?;
-        let up =
-            cuda.constant_of(n * rank, || pack::unpack_lora_up_bf16(&cuda.memory, &source.lora_up, n, rank))?;
+        let (down, up) = (low_rank::own_down(cuda, source)?, low_rank::own_up(cuda, source)?);
         let [down_at, up_at] = [&down, &up].map(Range::at);
         Ok(Weights {
             profile,

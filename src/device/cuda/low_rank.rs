@@ -10,12 +10,24 @@ use super::Cuda;
 use super::generic::{LinearParams, Output};
 use super::memory::{ALIGNMENT, Range};
 use super::tensor::Elements;
-use crate::ops::{Activation, LowRankSource};
-use crate::weights::{Bytes, Numbers};
+use crate::ops::{Activation, LowRankSource, SvdqSource};
+use crate::weights::{Bytes, Numbers, pack};
 use crate::{Error, Result};
 
 /// `MAX_PARTS` of kernels/common/low_rank.cuh.
 pub(super) const MAX_PARTS: usize = 16;
+
+/// `A` of a linear's own branch, `[rank, k]` bf16.
+pub(super) fn own_down(cuda: &Cuda, source: &SvdqSource<'_>) -> Result<Range> {
+    let SvdqSource { k, rank, ref lora_down, .. } = *source;
+    cuda.constant_of(rank * k, || pack::unpack_lora_down_bf16(&cuda.memory, lora_down, k, rank))
+}
+
+/// `B` of a linear's own branch, `[n, rank]` bf16.
+pub(super) fn own_up(cuda: &Cuda, source: &SvdqSource<'_>) -> Result<Range> {
+    let SvdqSource { n, rank, ref lora_up, .. } = *source;
+    cuda.constant_of(n * rank, || pack::unpack_lora_up_bf16(&cuda.memory, lora_up, n, rank))
+}
 
 /// `B A` and a bias, for some outputs of a linear.
 pub struct LowRank {

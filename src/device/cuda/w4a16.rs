@@ -60,12 +60,8 @@ impl Weights {
             reciprocal: cuda.constant(&reciprocal)?,
             bias: cuda.constant(&pack::unpack_vector(&source.bias))?,
             rank,
-            down: cuda.constant_of(rank * k, || {
-                pack::unpack_lora_down_bf16(&cuda.memory, &source.lora_down, k, rank)
-            })?,
-            up: cuda.constant_of(n * rank, || {
-                pack::unpack_lora_up_bf16(&cuda.memory, &source.lora_up, n, rank)
-            })?,
+            down: low_rank::own_down(cuda, source)?,
+            up: low_rank::own_up(cuda, source)?,
         };
         if unsigned {
             weights.add_shift(cuda)?;
